@@ -1,0 +1,50 @@
+# Every target works on a fresh clone: python3 ≥ 3.11, make and git are all it takes.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+SOURCES := admin classifiers clients config reliability sandbox storage tasks celeryconfig.py flowerconfig.py
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help setup demo test check lint types bench lock docs clean
+
+help: ## say what can be made
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: .venv/ready ## create .venv from the lock and install the project (editable)
+
+.venv/ready: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "Perennial needs Python 3.11 or newer; this is $$($(PYTHON) --version)." \
+		     "Name one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: setup ## run the main job on this machine, with embedded defaults; KEEP=1 keeps it running
+	@$(BIN)/python -m sandbox.demo $(if $(KEEP),--keep)
+
+test: setup ## run the whole suite
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+check: lint types test ## lint, types, import rules, tests
+
+bench: setup ## print the tables of what is measured
+	@$(BIN)/python -m bench
+
+lock: setup ## compile requirements.lock anew from pyproject.toml
+	$(BIN)/uv pip compile --quiet --generate-hashes --universal --no-header --no-annotate \
+		--python-version 3.11 --all-extras --group dev --output-file requirements.lock pyproject.toml
+
+docs: setup ## write the generated pages anew
+	$(BIN)/python -m config.policy_page > docs/failures.md
+
+clean: ## remove what was made here
+	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache
