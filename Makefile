@@ -39,12 +39,17 @@ check: lint types test ## lint, types, import rules, tests
 bench: setup ## print the tables of what is measured
 	@$(BIN)/python -m bench
 
-lock: setup ## compile requirements.lock anew from pyproject.toml
-	$(BIN)/uv pip compile --quiet --generate-hashes --universal --no-header --no-annotate \
-		--python-version 3.11 --all-extras --group dev --output-file requirements.lock pyproject.toml
+COMPILE := $(BIN)/uv pip compile --quiet --generate-hashes --universal --no-header --no-annotate \
+	--python-version 3.11
+
+lock: setup ## compile the locks anew from pyproject.toml: everything, and what the image needs
+	$(COMPILE) --all-extras --group dev --output-file requirements.lock pyproject.toml
+	echo 'setuptools>=77' | $(COMPILE) --extra postgres --constraint requirements.lock \
+		--output-file requirements-run.lock pyproject.toml -
 
 docs: setup ## write the generated pages anew
 	$(BIN)/python -m config.policy_page > docs/failures.md
+	$(BIN)/python -m config.settings_page > docs/configuration.md
 
 clean: ## remove what was made here
 	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,1 @@
+"""What did we decide? Settings, policies and the upstreams' limits."""

@@ -1,0 +1,99 @@
+"""What a job has been through: the part of its message headers that decisions are made from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import takewhile
+from math import isfinite
+from typing import Any
+
+from classifiers.errors import JobError
+
+REMEMBERED = 50  # entries kept; beyond that the oldest but the first go, so a message stays small
+LONGEST_CODE = 100  # characters; an upstream's code is a word
+LONGEST_DETAIL = 200  # characters; the dead letter holds the last one whole
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """The attempts of one job so far.
+
+    *spent* counts retries by policy row, *waited* sums by policy row the seconds parked without
+    spending one, *entries* lists what happened, oldest first: `{error, code, service, detail, at,
+    delay, action}`.
+    """
+
+    spent: Mapping[str, int] = field(default_factory=dict)
+    waited: Mapping[str, float] = field(default_factory=dict)
+    entries: tuple[Mapping[str, Any], ...] = ()
+
+    @classmethod
+    def from_headers(cls, headers: Mapping[str, Any] | None) -> History:
+        """Read the headers `spent`, `waited` and `history` of a message.
+
+        What is absent or makes no sense counts as none: the last stop of a job reads them too,
+        whoever has sent it, and must not fail.
+        """
+        headers = headers or {}
+        entries = headers.get("history")
+        return cls(
+            spent={row: int(count) for row, count in _numbers(headers.get("spent"))},
+            waited=dict(_numbers(headers.get("waited"))),
+            entries=tuple(
+                entry
+                for entry in (entries if isinstance(entries, list | tuple) else ())
+                if isinstance(entry, Mapping)
+            ),
+        )
+
+    def to_headers(self) -> dict[str, Any]:
+        """Return the headers that `from_headers` reads."""
+        return {
+            "spent": dict(self.spent),
+            "waited": dict(self.waited),
+            "history": list(self.entries),
+        }
+
+    def after(
+        self, error: JobError, *, action: str, delay: float, spends: str, waits: bool, at: float
+    ) -> History:
+        """Return the history with one more failure, at unix time *at*."""
+        entry = {
+            "error": type(error).__name__,
+            "code": error.code[:LONGEST_CODE],
+            "service": error.service,
+            "detail": str(error)[:LONGEST_DETAIL],
+            "at": round(at, 3),
+            "delay": round(delay, 3),
+            "action": action,
+        }
+        entries = (*self.entries, entry)
+        if len(entries) > REMEMBERED:
+            entries = (entries[0], *entries[-REMEMBERED + 1 :])
+        if waits:
+            waited = {**self.waited, spends: self.waited.get(spends, 0.0) + delay}
+            return replace(self, waited=waited, entries=entries)
+        spent = {**self.spent, spends: self.spent.get(spends, 0) + 1}
+        return replace(self, spent=spent, entries=entries)
+
+    def times(self, error: str) -> int:
+        """How often in a row, up to now, it was this *error*."""
+        return sum(1 for _ in takewhile(lambda e: e.get("error") == error, reversed(self.entries)))
+
+    @property
+    def attempts(self) -> int:
+        """How many retries were spent, whatever for."""
+        return sum(self.spent.values())
+
+    @property
+    def waited_in_all(self) -> float:
+        """How many seconds were spent parked, whatever for."""
+        return sum(self.waited.values())
+
+
+def _numbers(counts: Any) -> Iterator[tuple[str, float]]:
+    """Yield what counts something; a NaN or a negative number would make a job immortal."""
+    for name, count in counts.items() if isinstance(counts, Mapping) else ():
+        if isinstance(count, int | float) and isfinite(count) and count >= 0:
+            yield str(name), count

@@ -1,0 +1,228 @@
+"""What we do about each failure: one table, nearest ancestor wins, and one pure function.
+
+To change a retry count, change a row of `POLICIES`; to change it for one task, a row of `TASKS`.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from classifiers import errors
+from classifiers.errors import JobError
+from config.history import History
+
+
+class Action(StrEnum):
+    """What can follow a failure."""
+
+    RETRY = "retry"  # again after a back-off; spends an attempt
+    PARK = "park"  # again when the time has come; spends no attempt
+    RECONCILE = "reconcile"  # ask the upstream what happened, then go on; spends an attempt
+    SKIP = "skip"  # done: there is nothing left to do
+    ADOPT = "adopt"  # it exists already: take it over and update it
+    DEAD_LETTER = "dead_letter"  # give up; a person decides
+    ABORT = "abort"  # give up quietly: the reason has been told
+    SHUTDOWN = "shutdown"  # this worker stops; the job goes on elsewhere
+
+
+class Notify(StrEnum):
+    """When the end user hears of it."""
+
+    NEVER = "never"
+    LATE = "late"  # once, after 5 attempts or 10 minutes
+    NOW = "now"
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """base · factorⁿ seconds, at most *cap*, plus up to *jitter* of it. Jitter only adds."""
+
+    base: float
+    factor: float = 2.0
+    cap: float = 300.0  # five minutes: long enough for a restart, short enough for an operator
+    jitter: float = 0.25
+
+    def delay(self, attempt: int, chance: float) -> float:
+        """Return the seconds before retry number *attempt* (0 is the first); chance is 0…1."""
+        wait = min(self.cap, self.base * self.factor ** min(attempt, 32))
+        return wait * (1 + self.jitter * chance)
+
+
+DAY = 86_400.0  # a job may wait this long in all before a person should look at it
+USUAL = Backoff(base=1.0)  # INITIAL_BACKOFF replaces the base
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """One row: the action, how often, how long, and who is told.
+
+    *attempts* counts retries; None means MAX_RETRIES, or for a wait that only *budget* (seconds of
+    waiting for this row; a DAY for all rows together) ends it. *then* is what follows when they
+    are spent.
+    """
+
+    action: Action
+    attempts: int | None = None
+    backoff: Backoff = USUAL
+    budget: float = DAY
+    then: Action = Action.DEAD_LETTER
+    at_latest: bool = False  # `retry_after` says when it will be over: look sooner, too
+    outcome: str = ""  # SKIP: the word in the task's result
+    notify: Notify = Notify.NEVER
+    refund: bool = False  # when it ends for good
+    level: int = logging.WARNING
+    alert: bool = False
+
+
+RETRY, PARK, DEAD = Action.RETRY, Action.PARK, Action.DEAD_LETTER
+INFO, WARNING, ERROR, CRITICAL = logging.INFO, logging.WARNING, logging.ERROR, logging.CRITICAL
+
+POLICIES: Mapping[type[BaseException], Policy] = {
+    JobError: Policy(DEAD, refund=True, level=ERROR),
+    errors.Retryable: Policy(RETRY, refund=True, notify=Notify.LATE),
+    errors.InternalError: Policy(RETRY, refund=True, notify=Notify.LATE, level=ERROR),
+    errors.Unclassified: Policy(RETRY, refund=True, notify=Notify.LATE, level=ERROR, alert=True),
+    errors.Waiting: Policy(PARK, backoff=Backoff(5.0, cap=60.0), level=INFO),
+    errors.RateLimited: Policy(PARK, backoff=Backoff(2.0, cap=60.0), level=WARNING),
+    # A credential is changed, and a pause lifted, by a person: looking each minute is enough.
+    errors.Paused: Policy(PARK, backoff=Backoff(60.0, factor=1.0), level=INFO),
+    errors.CredentialHeld: Policy(PARK, backoff=Backoff(60.0, factor=1.0), level=INFO),
+    errors.Pending: Policy(
+        PARK, backoff=Backoff(1.0, cap=30.0), at_latest=True, level=logging.DEBUG
+    ),
+    # UPSTREAMS 1.4: allow a few seconds before asking what became of a write.
+    errors.OutcomeUnknown: Policy(Action.RECONCILE, backoff=Backoff(5.0), refund=False),
+    errors.InvalidData: Policy(RETRY, attempts=1, backoff=Backoff(2.0), refund=True, level=ERROR),
+    errors.Unauthorized: Policy(
+        PARK, backoff=Backoff(60.0, factor=1.0), refund=True, level=ERROR, alert=True
+    ),
+    errors.Forbidden: Policy(DEAD, refund=True, level=ERROR, alert=True),
+    errors.Blocked: Policy(
+        PARK, backoff=Backoff(60.0, factor=1.0), refund=True, level=CRITICAL, alert=True
+    ),
+    errors.NotConfigured: Policy(DEAD, refund=True, level=ERROR, alert=True),
+    errors.BillingExhausted: Policy(
+        PARK, backoff=Backoff(60.0, factor=1.0), budget=1800.0, refund=True, level=ERROR, alert=True
+    ),
+    errors.UserError: Policy(DEAD, notify=Notify.NOW, refund=True, level=INFO),
+    errors.Fatal: Policy(
+        Action.SHUTDOWN, attempts=3, backoff=Backoff(5.0), refund=True, level=CRITICAL, alert=True
+    ),
+}
+
+GONE = Policy(Action.SKIP, outcome="target_gone", level=WARNING)
+ADOPTED = Policy(Action.ADOPT, level=INFO)
+
+TASKS: Mapping[str, Mapping[type[BaseException], Policy]] = {
+    "bitrix.update_deal": {errors.NotFound: GONE},
+    "bitrix.create_contact": {errors.Duplicate: ADOPTED},
+    "bitrix.update_contact": {errors.NotFound: GONE, errors.Duplicate: ADOPTED},
+    "bitrix.handle_webhook": {errors.NotFound: GONE},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What to do now. *delay* in seconds; *spends* names the budget that this uses up."""
+
+    action: Action
+    policy: Policy
+    delay: float = 0.0
+    spends: str = ""
+
+
+def row_for(error: type[BaseException], task: str = "") -> tuple[type[BaseException], Policy]:
+    """Return the nearest ancestor of *error* that has a row, and the row; the task's own first."""
+    own = TASKS.get(task, {})
+    for kind in error.__mro__:
+        if kind in own:
+            return kind, own[kind]
+        if kind in POLICIES:
+            return kind, POLICIES[kind]
+    raise LookupError(f"{error.__name__} is no JobError")
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What the environment decides: MAX_RETRIES, INITIAL_BACKOFF, RETRY_TIME_SCALE."""
+
+    max_retries: int = 5
+    initial_backoff: float = 1.0
+    time_scale: float = 1.0
+
+
+def decide(
+    error: JobError,
+    history: History,
+    task: str = "",
+    defaults: Defaults = Defaults(),
+    chance: Callable[[], float] = random.random,
+) -> Decision:
+    """Turn a fact, what went before and the table into what to do now.
+
+    Pure but for *chance*, the source of jitter (0…1). The upstream's `retry_after` is a floor that
+    is never scaled; our own curve is added jitter, and only ever later than asked. A wait that the
+    budget does not hold any more is not begun: a person should hear of it now.
+    """
+    kind, policy = row_for(type(error), task)
+    budget = kind.__name__
+    match policy.action:
+        case Action.RETRY | Action.RECONCILE | Action.SHUTDOWN:
+            turn = history.spent.get(budget, 0)
+            allowed = defaults.max_retries if policy.attempts is None else policy.attempts
+            if turn >= allowed:
+                return Decision(policy.then, policy)
+            left = policy.budget
+        case Action.PARK:
+            turn = history.times(type(error).__name__)
+            own = history.waited.get(budget, 0.0)
+            left = min(policy.budget - own, DAY - history.waited_in_all)
+        case _:
+            return Decision(policy.action, policy)
+    delay = _delay(error, policy, turn, defaults, chance())
+    if delay > left:
+        return Decision(policy.then, policy)
+    return Decision(policy.action, policy, delay=delay, spends=budget)
+
+
+def _delay(error: JobError, policy: Policy, turn: int, defaults: Defaults, chance: float) -> float:
+    backoff = policy.backoff
+    if backoff is USUAL:
+        backoff = replace(USUAL, base=defaults.initial_backoff)
+    ours = backoff.delay(turn, chance) * defaults.time_scale
+    asked = error.retry_after
+    # "At once" is no time either: a job that came back at once could do so for ever.
+    if asked is None or not asked > 0:
+        return ours
+    if policy.at_latest:
+        return min(asked, ours)
+    if policy.action is Action.PARK:
+        # A gate or an upstream named the time; come then, a little later rather than all at once.
+        return asked + backoff.base * backoff.jitter * chance * defaults.time_scale
+    return max(asked, ours)
+
+
+def retried() -> tuple[type[JobError], ...]:
+    """Return the classes that Celery's autoretry hands to our `retry()`: `autoretry_for`."""
+    return (JobError,)
+
+
+def final() -> tuple[type[JobError], ...]:
+    """Return the classes that no task ever retries: `dont_autoretry_for`.
+
+    A class counts only if every known subclass agrees, since Celery tests by ancestry.
+    """
+    return tuple(kind for kind in _tree(JobError) if all(_is_final(sub) for sub in _tree(kind)))
+
+
+def _is_final(kind: type[JobError]) -> bool:
+    rows = [row_for(kind)[1], *(row_for(kind, task)[1] for task in TASKS)]
+    return all(row.action is Action.DEAD_LETTER for row in rows)
+
+
+def _tree(kind: type[JobError]) -> list[type[JobError]]:
+    return [kind, *(deeper for sub in kind.__subclasses__() for deeper in _tree(sub))]

@@ -1,0 +1,189 @@
+"""The policy table as a page for people: `python -m config.policy_page > docs/failures.md`."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from collections.abc import Iterator
+
+from classifiers.errors import JobError
+from config.policies import (
+    DAY,
+    POLICIES,
+    TASKS,
+    USUAL,
+    Action,
+    Backoff,
+    Defaults,
+    Notify,
+    Policy,
+    row_for,
+)
+
+INTRODUCTION = """\
+# What goes wrong, and what follows
+
+Written by `python -m config.policy_page > docs/failures.md`; change the sources, not this page.
+
+An error says what happened; this table decides what follows. A class without a row of its own
+follows its nearest ancestor, and shares that row's count of retries. What a job has been through
+travels with it, so every row counts for itself, whichever worker runs the job.
+
+- A **retry** spends an attempt. The waits are ours and grow; what an upstream asks for counts
+  instead where it is longer.
+- A **wait** spends none. The time that the upstream or our own gate has named is a floor and never
+  scaled; a little is added, so that not everybody comes at once. All waits of a job together last
+  {day} at most, and one that would take longer is not begun.
+- `MAX_RETRIES` ({retries}) and `INITIAL_BACKOFF` ({backoff:g} s) change the rows that name them,
+  `RETRY_TIME_SCALE` multiplies every wait that is ours.
+
+To change a row, edit `POLICIES` in `config/policies.py`; for one task alone, `TASKS` beside it. A
+new kind of failure is a class in `classifiers/errors.py`.
+"""
+
+SPECIAL_CASES = """\
+## Where a task decides otherwise
+
+| task | error | what we do | the task's result | log |
+|---|---|---|---|---|
+"""
+
+ACTIONS = {
+    Action.RETRY: "retry",
+    Action.PARK: "wait",
+    Action.RECONCILE: "ask the upstream what became of it, then go on",
+    Action.SKIP: "done: there is nothing left to do",
+    Action.ADOPT: "take over what exists, and update it",
+    Action.DEAD_LETTER: "dead letter",
+    Action.ABORT: "give up: the reason has been told",
+    Action.SHUTDOWN: "stop this worker; the job goes on elsewhere",
+}
+COMES_BACK = {Action.RETRY, Action.PARK, Action.RECONCILE, Action.SHUTDOWN}
+TOLD = {
+    Notify.NEVER: "",
+    Notify.LATE: "user: once, after 5 attempts or 10 minutes",
+    Notify.NOW: "user: at once",
+}
+COLUMNS = ("error", "meaning", "what we do", "retries", "first waits", "then", "told", "log")
+SHOWN = 5  # waits: as many as MAX_RETRIES allows unless it is changed
+
+
+def page() -> str:
+    """Return the page: the tree with its policy, and the rows of single tasks."""
+    introduction = INTRODUCTION.format(
+        day=span(DAY), retries=Defaults().max_retries, backoff=Defaults().initial_backoff
+    )
+    head = f"{line(COLUMNS)}\n|{'---|' * len(COLUMNS)}\n"
+    tree = "\n".join(line(cells(kind, depth)) for kind, depth in walk(JobError))
+    special = "\n".join(
+        line((f"`{task}`", f"`{kind.__name__}`", ACTIONS[row.action], result(row), level(row)))
+        for task, rows in TASKS.items()
+        for kind, row in rows.items()
+    )
+    return f"{introduction}\n{head}{tree}\n\n{SPECIAL_CASES}{special}\n"
+
+
+def walk(kind: type[JobError], depth: int = 0) -> Iterator[tuple[type[JobError], int]]:
+    """Yield the tree as it is drawn in `classifiers.errors`, with the depth of each class."""
+    yield kind, depth
+    for deeper in kind.__subclasses__():
+        if deeper.__module__ == JobError.__module__:
+            yield from walk(deeper, depth + 1)
+
+
+def cells(kind: type[JobError], depth: int) -> tuple[str, ...]:
+    """Return the row of *kind*, one text for each of `COLUMNS`."""
+    owner, policy = row_for(kind)
+    follows = "" if kind in POLICIES else f" (as `{owner.__name__}`)"
+    return (
+        f"{'&emsp;' * depth}`{kind.__name__}`",
+        meaning(kind),
+        ACTIONS[policy.action] + follows,
+        retries(policy),
+        waits(policy),
+        then(policy),
+        told(policy),
+        level(policy),
+    )
+
+
+def meaning(kind: type[JobError]) -> str:
+    """Return the first sentence of the class."""
+    text = " ".join((kind.__doc__ or "").split())
+    return re.split(r"(?<=\.) ", text, maxsplit=1)[0]
+
+
+def retries(policy: Policy) -> str:
+    """Say how often, or for how long in all."""
+    if policy.action not in COMES_BACK:
+        return "none"
+    if policy.action is Action.PARK:
+        return f"any number, {span(policy.budget)} in all"
+    if policy.attempts is None:
+        return f"{Defaults().max_retries} (`MAX_RETRIES`)"
+    return str(policy.attempts)
+
+
+def waits(policy: Policy) -> str:
+    """Say how long it takes until each of the first retries."""
+    if policy.action not in COMES_BACK:
+        return "–"
+    ours = curve(policy)
+    if policy.action is not Action.PARK:
+        return ours
+    return (
+        f"{ours}; sooner if a sooner time is named" if policy.at_latest else f"as named, or {ours}"
+    )
+
+
+def curve(policy: Policy) -> str:
+    """Return our own waits: those there are, or the first of a long row."""
+    backoff: Backoff = policy.backoff
+    limited = policy.action is not Action.PARK
+    allowed = Defaults().max_retries if policy.attempts is None else policy.attempts
+    shown = [backoff.delay(turn, 0.0) for turn in range(allowed if limited else SHOWN)]
+    spread = f"+0–{backoff.jitter:.0%}".replace("%", " %")
+    if len(set(shown)) == 1:
+        text = f"{shown[0]:g} s" + ("" if len(shown) == 1 else " each")
+    else:
+        text = ", ".join(f"{seconds:g}" for seconds in shown)
+        text += " s" if limited else f", … s, at most {backoff.cap:g} s"
+    named = " (`INITIAL_BACKOFF` is the first)" if backoff is USUAL else ""
+    return f"{text}, {spread}{named}"
+
+
+def then(policy: Policy) -> str:
+    """Say what follows when the retries are spent."""
+    end = ACTIONS[policy.then] if policy.action in COMES_BACK else ""
+    return ", ".join(filter(None, (end, "refund" if policy.refund else ""))) or "–"
+
+
+def told(policy: Policy) -> str:
+    """Say who hears of it."""
+    operator = "operator: alert" if policy.alert else ""
+    return "; ".join(filter(None, (TOLD[policy.notify], operator))) or "nobody"
+
+
+def result(policy: Policy) -> str:
+    """Return the task's result in words, where the row decides it."""
+    return f"`{policy.outcome}`" if policy.outcome else "as the update says"
+
+
+def level(policy: Policy) -> str:
+    """Return the level it is logged at."""
+    return logging.getLevelName(policy.level).lower()
+
+
+def span(seconds: float) -> str:
+    """Say a long time in hours or minutes."""
+    return f"{seconds / 3600:g} h" if seconds >= 3600 else f"{seconds / 60:g} min"  # noqa: PLR2004
+
+
+def line(texts: tuple[str, ...]) -> str:
+    """Return a line of a table; a bar inside a cell would end it."""
+    return f"| {' | '.join(text.replace('|', '&#124;') for text in texts)} |"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(page())

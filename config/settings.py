@@ -1,0 +1,278 @@
+"""Every environment variable, in one place. Nothing reads the environment elsewhere."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import Annotated
+from urllib.parse import quote, unquote, urlsplit
+
+from click import ClickException
+from pydantic import (
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
+
+
+class ConfigurationError(ClickException):
+    """A setting is missing or wrong. On a command line it prints as one sentence, no traceback."""
+
+    exit_code = 2
+
+
+REDIS_SCHEMES = ("redis://", "rediss://", "sentinel://")
+
+
+class Settings(BaseSettings):
+    """The configuration of one process, read from the environment once."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="ignore", env_ignore_empty=True, allow_inf_nan=False
+    )
+
+    redis_url_: Annotated[
+        SecretStr | None,
+        Field(
+            validation_alias="REDIS_URL",
+            description="Redis or Valkey: redis://[:password@]host:port/db, rediss://…, or "
+            "sentinel://host:26379;sentinel://host2:26379/db (needs REDIS_SENTINEL_MASTER).",
+        ),
+    ] = None
+    valkey_url_: Annotated[
+        SecretStr | None, Field(validation_alias="VALKEY_URL", description="Same as REDIS_URL.")
+    ] = None
+    redis_host: Annotated[str | None, Field(description="Instead of REDIS_URL: the host.")] = None
+    redis_port: Annotated[int, Field(ge=1, le=65535, description="With REDIS_HOST.")] = 6379
+    redis_password: Annotated[SecretStr | None, Field(description="With REDIS_HOST.")] = None
+    redis_sentinel_master: Annotated[
+        str, Field(description="Name of the master that the Sentinels watch.")
+    ] = "mymaster"
+    valkey_max_connections: Annotated[
+        int, Field(ge=4, description="Most connections one process opens to Redis.")
+    ] = 200
+    redis_stream_prefix: Annotated[
+        str, Field(description="Put before every key, queues included; for a shared Redis.")
+    ] = ""
+    celery_broker_url_: Annotated[
+        SecretStr | None,
+        Field(
+            validation_alias="CELERY_BROKER_URL",
+            description="The broker, where it is not the Redis of REDIS_URL.",
+        ),
+    ] = None
+    visibility_timeout: Annotated[
+        float,
+        Field(
+            gt=0,
+            description="Seconds after which the jobs of a worker that stopped beating come back. "
+            "Running workers renew theirs three times in that span.",
+        ),
+    ] = 30.0
+
+    database_url: Annotated[
+        str,
+        Field(
+            repr=False,  # it may hold a password
+            description="SQLAlchemy URL: sqlite:///file or postgresql+psycopg://…",
+        ),
+    ] = "sqlite:///perennial.db"
+    spool_dir: Annotated[
+        str, Field(description="Folder for dead letters that Redis would not take.")
+    ] = "spool"
+
+    bitrix_enabled: Annotated[bool, Field(description="Whether Bitrix24 is in use at all.")] = True
+    bitrix_worker_enabled: Annotated[
+        bool, Field(description="Whether workers here take jobs of the queue `bitrix`.")
+    ] = True
+    bitrix_webhook_url: Annotated[
+        SecretStr | None,
+        Field(description="Inbound webhook, https://portal/rest/1/code/ (a secret)."),
+    ] = None
+    bitrix_application_token: Annotated[
+        SecretStr | None,
+        Field(description="Token that the portal sends with its own webhooks (a secret)."),
+    ] = None
+    bitrix_originator_id: Annotated[
+        str, Field(min_length=1, description="ORIGINATOR_ID of what we create in the portal.")
+    ] = "perennial"
+    bitrix_rate: Annotated[
+        float, Field(gt=0, description="Requests per second that the portal's bucket leaks.")
+    ] = 2.0
+    bitrix_burst: Annotated[
+        int, Field(ge=1, description="Requests that the portal's bucket holds.")
+    ] = 50
+    bitrix_coalesce: Annotated[
+        bool, Field(description="Send waiting calls together as one `batch` request.")
+    ] = True
+    bitrix_lookup_before_create: Annotated[
+        bool,
+        Field(description="Look in the portal before every first create; for a migration."),
+    ] = False
+
+    admin_token: Annotated[
+        SecretStr | None,
+        Field(description="Bearer token of the admin API; without it the API stays closed."),
+    ] = None
+    flower_basic_auth: Annotated[
+        SecretStr | None,
+        Field(description="user:password of Flower; without it Flower makes one up and says so."),
+    ] = None
+    flower_url: Annotated[
+        str, Field(description="Where people reach Flower, for links from our own pages.")
+    ] = ""
+    max_retries: Annotated[
+        int, Field(ge=0, description="Retries of a failure that may pass by itself.")
+    ] = 5
+    initial_backoff: Annotated[
+        float, Field(gt=0, description="Seconds before the first retry; doubled each time.")
+    ] = 1.0
+    retry_time_scale: Annotated[
+        float, Field(gt=0, description="Multiplies every wait that is ours; for tests and drills.")
+    ] = 1.0
+    keep_results: Annotated[
+        bool, Field(description="Keep results for a day, readable by AsyncResult(id).get().")
+    ] = True
+    worker_threads: Annotated[
+        int, Field(ge=1, description="Jobs one worker process runs at a time.")
+    ] = 128
+
+    @field_validator("redis_url_", "valkey_url_", "celery_broker_url_")
+    @classmethod
+    def _is_an_address(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        if value is None:
+            return None
+        # Valkey's own spelling; the clients know the older one only.
+        url = re.sub(r"^valkey(s?)://", r"redi\1s://", value.get_secret_value().strip())
+        ours = info.field_name != "celery_broker_url_"
+        if not _readable(url) or (ours and not url.startswith(REDIS_SCHEMES)):
+            raise ValueError(
+                f"must start with {', '.join(REDIS_SCHEMES) if ours else 'a scheme and ://'} and "
+                "have special characters of a password percent-encoded"
+            )
+        return SecretStr(url)
+
+    @field_validator("redis_host")
+    @classmethod
+    def _is_a_host(cls, value: str | None) -> str | None:
+        if value is not None and re.search(r"[\s/@]", value):
+            raise ValueError("must be a host alone; an address belongs into REDIS_URL")
+        return value
+
+    @field_validator("bitrix_webhook_url")
+    @classmethod
+    def _is_a_webhook(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None:
+            return None
+        url = value.get_secret_value().strip()
+        if not re.fullmatch(r"https?://[^/?#\s]+(/[^?#\s]*)?/rest/[^/?#\s]+/[^/?#\s]+/?", url):
+            raise ValueError("must look like https://portal.bitrix24.com/rest/1/code/")
+        return SecretStr(url.rstrip("/") + "/")
+
+    @field_validator("database_url")
+    @classmethod
+    def _database_is_a_url(cls, value: str) -> str:
+        try:
+            backend = make_url(value).get_backend_name()
+        except (ArgumentError, ValueError):  # the latter for a port that is none
+            backend = ""
+        if backend not in {"sqlite", "postgresql"}:
+            raise ValueError("must look like sqlite:///file or postgresql+psycopg://…")
+        return value
+
+    @property
+    def redis_url(self) -> str:
+        """Where our Redis is.
+
+        Raises:
+            ConfigurationError: if neither REDIS_URL, VALKEY_URL nor REDIS_HOST is set.
+        """
+        for url in (self.redis_url_, self.valkey_url_):
+            if url is not None:
+                return url.get_secret_value()
+        if self.redis_host is not None:
+            password = self.redis_password.get_secret_value() if self.redis_password else ""
+            login = f":{quote(password, safe='')}@" if password else ""
+            host = f"[{self.redis_host}]" if ":" in self.redis_host else self.redis_host
+            return f"redis://{login}{host}:{self.redis_port}/0"
+        broker = self.celery_broker_url_.get_secret_value() if self.celery_broker_url_ else ""
+        if broker.startswith(REDIS_SCHEMES):
+            return broker
+        raise ConfigurationError(
+            "Redis is not configured: set REDIS_URL (redis://host:6379/0), VALKEY_URL or "
+            "REDIS_HOST. To try everything on this machine without one, run `make demo`."
+        )
+
+    @property
+    def broker_url(self) -> str:
+        """Where Celery's queues are: CELERY_BROKER_URL, else the same Redis."""
+        if self.celery_broker_url_ is not None:
+            return self.celery_broker_url_.get_secret_value()
+        return self.redis_url
+
+    @property
+    def queues(self) -> dict[str, str]:
+        """Queue → why workers here leave it alone (empty: they take its jobs)."""
+        return {"bitrix": self._bitrix_obstacle()}
+
+    def _bitrix_obstacle(self) -> str:
+        if not self.bitrix_enabled:
+            return "BITRIX_ENABLED is false"
+        if not self.bitrix_worker_enabled:
+            return "BITRIX_WORKER_ENABLED is false"
+        if self.bitrix_webhook_url is None:
+            return "BITRIX_WEBHOOK_URL is not set (https://portal.bitrix24.com/rest/1/code/)"
+        return ""
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """Every configured secret, for redaction; passwords and the webhook's code on their own."""
+        values = [
+            field.get_secret_value()
+            for name in type(self).model_fields
+            if isinstance(field := getattr(self, name), SecretStr)
+        ]
+        nodes = [node for url in values for node in url.split(";")]
+        encoded = [urlsplit(node).password or "" for node in nodes if _readable(node)]
+        values += [*encoded, *map(unquote, encoded), make_url(self.database_url).password or ""]
+        if self.flower_basic_auth is not None:
+            values.append(self.flower_basic_auth.get_secret_value().partition(":")[2])
+        if self.bitrix_webhook_url is not None:
+            path = urlsplit(self.bitrix_webhook_url.get_secret_value()).path
+            values.append(path.rstrip("/").rsplit("/", 1)[-1])
+        return tuple(dict.fromkeys(value for value in values if value))
+
+
+@lru_cache(maxsize=1)
+def settings() -> Settings:
+    """The settings of this process.
+
+    Raises:
+        ConfigurationError: if a variable has a value that cannot be used; it names each one.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        raise ConfigurationError(_in_words(error)) from None
+
+
+def _in_words(error: ValidationError) -> str:
+    """Name each wrong variable and what is wrong with it, never its value: it may be a secret."""
+    lines = [
+        f"{str(e['loc'][0]).upper()}: {e['msg'].removeprefix('Value error, ')}"
+        for e in error.errors(include_input=False)
+    ]
+    return "the configuration cannot be used: " + "; ".join(lines)
+
+
+def _readable(url: str) -> bool:
+    """Whether every address in *url* can be taken apart; Python's own complaint would quote it."""
+    try:
+        return all(urlsplit(node).port != 0 and "://" in node for node in url.split(";"))
+    except ValueError:
+        return False

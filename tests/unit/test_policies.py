@@ -1,0 +1,546 @@
+"""The policy table, as arithmetic: a fact, what went before, and what follows."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import pytest
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
+
+from classifiers import errors
+from classifiers.errors import JobError
+from config.history import History
+from config.policies import (
+    DAY,
+    POLICIES,
+    TASKS,
+    Action,
+    Backoff,
+    Defaults,
+    Notify,
+    decide,
+    final,
+    retried,
+    row_for,
+)
+
+OWN_FACTS = {errors.Duplicate: {"existing_id": "42"}, errors.UserError: {"reason": "bad_photo"}}
+COMES_BACK = {Action.RETRY, Action.PARK, Action.RECONCILE, Action.SHUTDOWN}
+SPENDS = COMES_BACK - {Action.PARK}
+FRESH = History()
+USUAL = Defaults()
+
+
+def tree(kind: type[JobError] = JobError) -> list[type[JobError]]:
+    """Every class of classifiers/errors.py; a test that makes up one of its own adds none."""
+    own = [kind] if kind.__module__ == JobError.__module__ else []
+    return [*own, *(deeper for sub in kind.__subclasses__() for deeper in tree(sub))]
+
+
+def build(kind: type[JobError], **facts) -> JobError:
+    return kind("it went wrong", **OWN_FACTS.get(kind, {}), **facts)
+
+
+def run(error, times, task="", defaults=USUAL, history=FRESH, chance=0.0):
+    """Let the same error happen again and again; return the decisions, and the history."""
+    decisions = []
+    for _ in range(times):
+        decision = decide(error, history, task, defaults, lambda: chance)
+        decisions.append(decision)
+        history = history.after(
+            error,
+            action=decision.action,
+            delay=decision.delay,
+            spends=decision.spends,
+            waits=decision.action is Action.PARK,
+            at=0.0,
+        )
+    return decisions, history
+
+
+def delays(error, times, **options):
+    return [decision.delay for decision in run(error, times, **options)[0]]
+
+
+def actions(error, times, **options):
+    return [decision.action for decision in run(error, times, **options)[0]]
+
+
+every_class = pytest.mark.parametrize("kind", tree(), ids=lambda kind: kind.__name__)
+task_names = ["", "video.generate", *TASKS]
+
+
+# -- DESIGN 4, row by row
+
+
+def test_an_update_whose_target_is_gone_is_done():
+    decision = decide(errors.NotFound(), FRESH, "bitrix.update_deal")
+
+    assert decision.action is Action.SKIP
+    assert decision.policy.outcome == "target_gone"
+    assert decision.policy.level == logging.WARNING
+    assert not decision.policy.alert
+
+
+@pytest.mark.parametrize("task", ["bitrix.update_contact", "bitrix.handle_webhook"])
+def test_what_else_looks_at_a_gone_target_is_done(task):
+    decision = decide(errors.NotFound(), FRESH, task)
+
+    assert (decision.action, decision.policy.outcome) == (Action.SKIP, "target_gone")
+
+
+@pytest.mark.parametrize("task", ["bitrix.create_deal", "bitrix.create_contact"])
+def test_not_found_on_a_create_is_a_dead_letter_at_once(task):
+    decision = decide(errors.NotFound(), FRESH, task)
+
+    assert decision.action is Action.DEAD_LETTER
+    assert decision.policy.level == logging.ERROR
+
+
+@pytest.mark.parametrize("task", task_names)
+@pytest.mark.parametrize("kind", [errors.InvalidData, errors.MissingFields])
+def test_bad_data_is_tried_once_more(kind, task):
+    decisions, _ = run(kind(), 2, task=task)
+
+    assert [decision.action for decision in decisions] == [Action.RETRY, Action.DEAD_LETTER]
+    assert decisions[0].delay > 0
+    assert decisions[1].policy.level == logging.ERROR
+
+
+def test_bad_data_is_tried_once_more_whatever_max_retries_says():
+    assert actions(errors.InvalidData(), 2, defaults=Defaults(max_retries=9))[1] == "dead_letter"
+
+
+@pytest.mark.parametrize("task", ["bitrix.create_contact", "bitrix.update_contact"])
+def test_a_contact_that_exists_is_adopted(task):
+    decision = decide(errors.Duplicate(existing_id="7"), FRESH, task)
+
+    assert decision.action is Action.ADOPT
+    assert decision.delay == 0
+
+
+def test_a_deal_has_no_duplicates_to_adopt():
+    assert actions(errors.Duplicate(existing_id="7"), 1, task="bitrix.create_deal") == [
+        "dead_letter"
+    ]
+
+
+@pytest.mark.parametrize("task", task_names)
+@pytest.mark.parametrize("kind", [errors.NetworkError, errors.ServiceUnavailable])
+def test_an_upstream_that_is_down_is_asked_again_five_times(kind, task):
+    decisions, _ = run(kind(), 6, task=task)
+
+    assert [d.action for d in decisions] == [Action.RETRY] * 5 + [Action.DEAD_LETTER]
+    assert [d.delay for d in decisions[:5]] == [1, 2, 4, 8, 16]
+
+
+def test_the_jitter_of_a_back_off_only_adds():
+    assert delays(errors.NetworkError(), 5, chance=1.0) == [1.25, 2.5, 5, 10, 20]
+
+
+@pytest.mark.parametrize("count", [0, 1, 12])
+def test_max_retries_says_how_often(count):
+    decided = actions(errors.ServiceUnavailable(), count + 1, defaults=Defaults(max_retries=count))
+
+    assert decided == [Action.RETRY] * count + [Action.DEAD_LETTER]
+
+
+def test_initial_backoff_is_the_first_wait():
+    assert delays(errors.NetworkError(), 3, defaults=Defaults(initial_backoff=3)) == [3, 6, 12]
+
+
+def test_a_back_off_ends_growing_at_five_minutes():
+    long = delays(errors.NetworkError(), 40, defaults=Defaults(max_retries=40), chance=1.0)
+
+    assert max(long) == long[-1] == 375
+
+
+def test_an_unavailable_upstream_that_names_a_time_is_believed():
+    decision = decide(errors.ServiceUnavailable(retry_after=90), FRESH)
+
+    assert (decision.action, decision.delay) == (Action.RETRY, 90)
+
+
+def test_a_rate_limit_waits_as_long_as_it_says():
+    error = errors.RateLimited(retry_after=900)
+
+    assert 900 <= decide(error, FRESH).delay <= 901
+
+
+def test_a_rate_limit_is_never_scaled():
+    error = errors.RateLimited(retry_after=900)
+
+    assert decide(error, FRESH, "", Defaults(time_scale=0.01)).delay >= 900
+
+
+def test_a_rate_limit_without_a_time_backs_off_up_to_a_minute():
+    assert delays(errors.RateLimited(), 8) == [2, 4, 8, 16, 32, 60, 60, 60]
+
+
+def test_a_rate_limit_spends_no_attempt():
+    _, history = run(errors.RateLimited(retry_after=60), 30)
+
+    assert history.attempts == 0
+    assert actions(errors.NetworkError(), 6, history=history) == ["retry"] * 5 + ["dead_letter"]
+
+
+def test_rate_limits_of_a_day_in_all_are_enough():
+    decided = actions(errors.RateLimited(retry_after=900), 97)
+
+    assert decided == [Action.PARK] * 96 + [Action.DEAD_LETTER]
+
+
+def test_a_wait_that_the_rest_of_the_day_does_not_hold_is_not_begun():
+    history = History(waited={"RateLimited": DAY - 600})
+
+    assert actions(errors.RateLimited(retry_after=900), 1, history=history) == ["dead_letter"]
+    assert actions(errors.RateLimited(retry_after=500), 1, history=history) == ["park"]
+
+
+@pytest.mark.parametrize("asked", [DAY + 1, 1e12, math.inf])
+@pytest.mark.parametrize("kind", [errors.RateLimited, errors.ServiceUnavailable, errors.Fatal])
+def test_an_upstream_that_asks_for_more_than_a_day_is_for_a_person(kind, asked):
+    assert decide(kind(retry_after=asked), FRESH).action is Action.DEAD_LETTER
+
+
+def test_waits_of_different_kinds_share_the_day():
+    history = History(waited={"RateLimited": DAY / 2, "Waiting": DAY / 2})
+
+    assert actions(errors.Paused(), 1, history=history) == ["dead_letter"]
+
+
+def test_an_unknown_outcome_is_reconciled_before_anything_else():
+    decisions, _ = run(errors.OutcomeUnknown(), 6)
+
+    assert [d.action for d in decisions] == [Action.RECONCILE] * 5 + [Action.DEAD_LETTER]
+    assert decisions[0].delay >= 5
+    assert not decisions[0].policy.refund
+
+
+def test_an_unknown_outcome_waits_until_looking_will_tell():
+    assert decide(errors.OutcomeUnknown(retry_after=70), FRESH).delay >= 70
+
+
+@pytest.mark.parametrize("kind", [errors.InternalError, errors.DatabaseError, errors.Unclassified])
+def test_a_failure_of_our_own_is_retried_and_logged_for_the_operator(kind):
+    decisions, _ = run(kind(), 6)
+
+    assert [d.action for d in decisions] == [Action.RETRY] * 5 + [Action.DEAD_LETTER]
+    assert decisions[0].policy.level == logging.ERROR
+
+
+def test_what_nobody_has_classified_raises_an_alert():
+    assert decide(errors.Unclassified(), FRESH).policy.alert
+    assert not decide(errors.InternalError(), FRESH).policy.alert
+
+
+def test_a_fatal_failure_stops_the_worker_and_the_job_goes_on():
+    decisions, _ = run(errors.Fatal(), 4)
+
+    assert [d.action for d in decisions] == [Action.SHUTDOWN] * 3 + [Action.DEAD_LETTER]
+    assert decisions[0].delay > 0
+    assert decisions[0].policy.alert
+
+
+@pytest.mark.parametrize("kind", [errors.Blocked, errors.Unauthorized])
+def test_an_upstream_that_shuts_us_out_parks_the_job_and_raises_an_alert(kind):
+    decision = decide(kind(), FRESH)
+
+    assert decision.action is Action.PARK
+    assert decision.policy.alert
+
+
+@pytest.mark.parametrize("kind", [errors.Forbidden, errors.NotConfigured])
+def test_what_only_the_operator_can_change_is_a_dead_letter_with_an_alert(kind):
+    decision = decide(kind(), FRESH)
+
+    assert decision.action is Action.DEAD_LETTER
+    assert decision.policy.alert
+
+
+def test_an_empty_account_is_waited_for_half_an_hour():
+    decided = actions(errors.BillingExhausted(), 31)
+
+    assert decided == [Action.PARK] * 30 + [Action.DEAD_LETTER]
+
+
+def test_an_empty_account_has_its_half_hour_whatever_was_waited_for_before():
+    history = History(waited={"RateLimited": 7200.0})
+
+    assert actions(errors.BillingExhausted(), 1, history=history) == ["park"]
+
+
+def test_the_end_user_hears_of_their_own_mistake_at_once():
+    decision = decide(errors.UserError(reason="bad_photo"), FRESH)
+
+    assert decision.action is Action.DEAD_LETTER
+    assert (decision.policy.notify, decision.policy.refund) == (Notify.NOW, True)
+    assert decision.policy.level < logging.WARNING
+
+
+@pytest.mark.parametrize("kind", [errors.CircuitOpen, errors.Paused, errors.CredentialHeld])
+def test_a_closed_gate_parks_the_job(kind):
+    decision = decide(kind(retry_after=17), FRESH)
+
+    assert decision.action is Action.PARK
+    assert decision.delay >= 17
+    assert decision.policy.level <= logging.INFO
+
+
+def test_a_pending_result_is_looked_for_more_and_more_seldom():
+    assert delays(errors.Pending(), 7) == [1, 2, 4, 8, 16, 30, 30]
+
+
+def test_a_pending_result_is_looked_for_no_later_than_it_will_be_there():
+    assert delays(errors.Pending(retry_after=5), 5) == [1, 2, 4, 5, 5]
+
+
+def test_something_else_in_between_starts_the_curve_of_a_wait_anew():
+    _, history = run(errors.Pending(), 4)
+    _, history = run(errors.NetworkError(), 1, history=history)
+
+    assert delays(errors.Pending(), 2, history=history) == [1, 2]
+
+
+# -- the table itself
+
+
+@every_class
+def test_every_class_has_a_row(kind):
+    owner, policy = row_for(kind)
+
+    assert issubclass(kind, owner)
+    assert policy is POLICIES[owner]
+
+
+def test_only_the_root_leaves_its_row_to_classes_that_fail_for_good():
+    followers = {kind for kind in tree() if row_for(kind)[0] is JobError}
+
+    assert followers == {
+        JobError,
+        errors.Permanent,
+        errors.NotFound,
+        errors.BusinessRule,
+        errors.Duplicate,
+    }
+
+
+@every_class
+@pytest.mark.parametrize("task", task_names)
+def test_the_nearest_ancestor_wins(kind, task):
+    class MadeUp(kind):
+        pass
+
+    class Deeper(MadeUp):
+        pass
+
+    assert row_for(Deeper, task) == row_for(MadeUp, task) == row_for(kind, task)
+
+
+def test_a_tasks_own_row_wins_over_the_table():
+    assert row_for(errors.NotFound, "bitrix.update_deal")[1].action is Action.SKIP
+    assert row_for(errors.NotFound)[1].action is Action.DEAD_LETTER
+
+
+def test_a_nearer_row_of_the_table_wins_over_a_tasks_row_for_an_ancestor():
+    class Odd(errors.NotFound, errors.RateLimited):
+        pass
+
+    assert row_for(Odd, "bitrix.update_deal")[0] is errors.NotFound
+    assert row_for(errors.RateLimited, "bitrix.update_deal")[0] is errors.RateLimited
+
+
+@pytest.mark.parametrize("foreign", [ValueError, Exception])
+def test_what_is_no_job_error_has_no_row(foreign):
+    with pytest.raises(LookupError):
+        row_for(foreign)
+
+
+def test_every_skip_names_the_outcome():
+    rows = [*POLICIES.values(), *(row for task in TASKS.values() for row in task.values())]
+
+    assert all(bool(row.outcome) == (row.action is Action.SKIP) for row in rows)
+
+
+@every_class
+def test_what_is_final_is_a_dead_letter_in_every_task(kind):
+    if issubclass(kind, final()):
+        decided = {decide(build(kind), FRESH, task).action for task in task_names}
+
+        assert decided == {Action.DEAD_LETTER}
+
+
+@every_class
+@pytest.mark.parametrize("task", task_names)
+def test_what_comes_back_skips_or_adopts_in_some_task_is_not_final(kind, task):
+    if row_for(kind, task)[1].action is not Action.DEAD_LETTER:
+        assert not issubclass(kind, final())
+    assert issubclass(kind, retried())
+
+
+def test_the_user_errors_are_final():
+    assert set(final()) & set(tree()) == {errors.UserError, errors.NotConfigured}
+
+
+# -- whatever happens
+
+kinds = st.sampled_from(tree())
+returning = st.sampled_from([kind for kind in tree() if row_for(kind)[1].action in COMES_BACK])
+timed_waits = st.sampled_from(
+    [
+        kind
+        for kind in tree()
+        if row_for(kind)[1].action is Action.PARK and not row_for(kind)[1].at_latest
+    ]
+)
+seconds = st.none() | st.floats(allow_nan=True, allow_infinity=True)
+scales = st.floats(1e-3, 10)
+rows_seen = st.sampled_from(sorted({row_for(kind)[0].__name__ for kind in tree()}))
+histories = st.builds(
+    History,
+    spent=st.dictionaries(rows_seen, st.integers(0, 12)),
+    waited=st.dictionaries(rows_seen, st.floats(0, 2 * DAY)),
+    entries=st.lists(
+        st.sampled_from(tree()).map(lambda kind: {"error": kind.__name__}), max_size=50
+    ).map(tuple),
+)
+# Those that have something left, so that nearly everything comes back.
+young = st.builds(
+    History,
+    spent=st.dictionaries(rows_seen, st.just(0)),
+    waited=st.dictionaries(rows_seen, st.floats(0, 60)),
+    entries=st.lists(
+        st.sampled_from(tree()).map(lambda kind: {"error": kind.__name__}), max_size=50
+    ).map(tuple),
+)
+defaults = st.builds(
+    Defaults,
+    max_retries=st.integers(0, 20),
+    initial_backoff=st.floats(0.01, 100),
+    time_scale=scales,
+)
+chances = st.floats(0, 1)
+tasks = st.sampled_from(task_names)
+
+
+@given(kinds, seconds, histories, tasks, defaults, chances)
+@example(errors.RateLimited, 0.0, FRESH, "", Defaults(), 0.0)
+@example(errors.Pending, 0.0, FRESH, "", Defaults(), 0.0)
+@example(errors.RateLimited, -5.0, FRESH, "", Defaults(), 0.0)
+@example(errors.RateLimited, math.nan, FRESH, "", Defaults(), 0.0)
+@example(errors.Pending, math.inf, FRESH, "", Defaults(), 0.0)
+def test_every_failure_gets_a_decision_that_can_be_carried_out(
+    kind, asked, history, task, chosen, chance
+):
+    decision = decide(build(kind, retry_after=asked), history, task, chosen, lambda: chance)
+
+    if decision.action in COMES_BACK:
+        assert 0 < decision.delay <= max(DAY, 300 * 1.25 * chosen.time_scale)
+        assert decision.spends == row_for(kind, task)[0].__name__
+    else:
+        assert decision.delay == 0
+
+
+@given(returning, st.floats(0.001, DAY / 2), young, tasks, defaults, chances)
+def test_nobody_comes_back_before_the_time_an_upstream_gave(
+    kind, asked, history, task, chosen, chance
+):
+    decision = decide(build(kind, retry_after=asked), history, task, chosen, lambda: chance)
+    assume(decision.action in COMES_BACK)
+
+    if issubclass(kind, errors.Pending):
+        assert decision.delay <= asked
+    else:
+        assert decision.delay >= asked
+
+
+@given(returning, st.none() | st.floats(0.001, 600), young, tasks, chances)
+def test_jitter_only_adds(kind, asked, history, task, chance):
+    error = build(kind, retry_after=asked)
+    least = decide(error, history, task, Defaults(), lambda: 0.0)
+    decision = decide(error, history, task, Defaults(), lambda: chance)
+    assume(decision.action in COMES_BACK)
+
+    assert least.delay <= decision.delay <= max(least.delay * 1.25, least.delay + 15)
+
+
+@given(returning, young, tasks, scales, chances)
+def test_the_time_scale_multiplies_what_is_ours(kind, history, task, scale, chance):
+    ours = decide(build(kind), history, task, Defaults(), lambda: chance)
+    scaled = decide(build(kind), history, task, Defaults(time_scale=scale), lambda: chance)
+    assume(ours.action in COMES_BACK and scaled.action in COMES_BACK)
+
+    assert scaled.delay == pytest.approx(ours.delay * scale)
+
+
+@given(timed_waits, st.floats(1, 600), young, tasks, scales)
+def test_the_time_scale_leaves_alone_what_an_upstream_asked(kind, asked, history, task, scale):
+    error = build(kind, retry_after=asked)
+    decision = decide(error, history, task, Defaults(time_scale=scale), lambda: 0.0)
+
+    assert decision.delay == asked
+
+
+@given(returning, seconds, young, tasks)
+def test_a_wait_spends_no_attempt_and_a_retry_spends_one(kind, asked, history, task):
+    error = build(kind, retry_after=asked)
+    decision = decide(error, history, task)
+    after = history.after(
+        error,
+        action=decision.action,
+        delay=decision.delay,
+        spends=decision.spends,
+        waits=decision.action is Action.PARK,
+        at=0.0,
+    )
+    assume(decision.action in COMES_BACK)
+
+    assert after.attempts == history.attempts + (decision.action in SPENDS)
+    assert (after.waited_in_all > history.waited_in_all) == (decision.action is Action.PARK) or (
+        decision.delay < 1e-6
+    )
+
+
+@given(st.lists(st.tuples(kinds, st.none() | st.floats(0, DAY)), max_size=30), tasks)
+def test_no_job_waits_longer_than_a_day_in_all(failures, task):
+    history = FRESH
+    for kind, asked in failures:
+        decision = decide(build(kind, retry_after=asked), history, task)
+        if decision.action not in COMES_BACK:
+            break
+        history = history.after(
+            build(kind),
+            action=decision.action,
+            delay=decision.delay,
+            spends=decision.spends,
+            waits=decision.action is Action.PARK,
+            at=0.0,
+        )
+
+    assert history.waited_in_all <= DAY + 1e-6
+
+
+@given(
+    st.builds(
+        Backoff,
+        base=st.floats(0.01, 100),
+        factor=st.floats(1, 10),
+        cap=st.floats(100, 1000),
+        jitter=st.floats(0, 1),
+    ),
+    st.integers(0, 1000),
+)
+def test_a_curve_never_falls_and_never_passes_its_cap(backoff, attempt):
+    now, later = backoff.delay(attempt, 0.0), backoff.delay(attempt + 1, 0.0)
+
+    assert 0 < now <= later <= backoff.cap
+    assert backoff.delay(attempt, 1.0) == pytest.approx(now * (1 + backoff.jitter))
+
+
+def test_a_decision_needs_no_luck_to_be_tested_but_has_some():
+    drawn = {decide(errors.NetworkError(), FRESH).delay for _ in range(20)}
+
+    assert len(drawn) > 1
+    assert all(1 <= delay <= 1.25 for delay in drawn)
