@@ -1,0 +1,76 @@
+"""Brings the schema up to date: at the start of every process, one at a time."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import func, select
+
+from config.settings import settings
+from storage import database
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy import Connection, Engine
+
+PATIENCE = 300.0  # s; a large table takes its time, and the others wait for the one at work
+_LOCK = 0x706572656E6E6961  # "perennia", ours among the advisory locks of a shared PostgreSQL
+
+_log = logging.getLogger(__name__)
+# Alembic tells every look it takes; what matters of it, we say ourselves.
+logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
+def upgrade(url: str | None = None) -> None:
+    """Bring the schema of *url*, or of `DATABASE_URL`, to the newest revision we know.
+
+    A schema newer than ours stays: revisions only add, so that a release can be taken back
+    without its schema.
+    """
+    # An engine of its own leaves no connection behind: workers fork after this.
+    engine = database.build(url or settings().database_url, patience=PATIENCE, pooled=False)
+    scripts = ScriptDirectory.from_config(_config())
+    newest = scripts.get_current_head()
+    with engine.connect() as connection:
+        present = _revision(connection)
+    if present == newest:
+        return
+    if present is not None and present not in {
+        script.revision for script in scripts.walk_revisions()
+    }:
+        _log.warning("the schema (%s) is newer than this release (%s)", present, newest)
+        return
+    with _alone(engine) as connection:
+        present = _revision(connection)
+        command.upgrade(_config(connection), "head")
+    if present != newest:
+        _log.info("the schema went from %s to %s", present or "nothing", newest)
+
+
+@contextmanager
+def _alone(engine: Engine) -> Iterator[Connection]:
+    """One transaction that nobody else can be in; on SQLite every one of ours is so."""
+    with engine.begin() as connection:
+        if engine.dialect.name == "postgresql":
+            connection.execute(select(func.pg_advisory_xact_lock(_LOCK)))
+        yield connection
+
+
+def _revision(connection: Connection) -> str | None:
+    return MigrationContext.configure(connection).get_current_revision()
+
+
+def _config(connection: Connection | None = None) -> Config:
+    config = Config()
+    here = str(Path(__file__).parent / "migrations")
+    config.set_main_option("script_location", here.replace("%", "%%"))
+    config.attributes["connection"] = connection
+    return config
