@@ -1,0 +1,1 @@
+"""What survives a crash, in Redis: queues, parked jobs, dead letters, gates."""

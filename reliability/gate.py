@@ -1,0 +1,344 @@
+"""The gate of one upstream: who may call it, when, and who comes back later.
+
+Budget, breaker, operator's pause and held credentials are one hash in Redis and one script, so
+that all workers of all machines decide as one, by Redis's clock. The budget is a leaky bucket with
+reservation: a permit that is due within `max_wait` is given out now, together with the seconds to
+sleep. Whoever is refused is told when to come back: refused jobs stand in one line, paced to the
+budget, so that an opening gate meets neither a stampede nor an empty road.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import math
+import random
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from hashlib import sha256
+from typing import Any, TypeVar
+
+from redis import Redis
+from redis.exceptions import RedisError
+
+from classifiers.errors import (
+    CircuitOpen,
+    CredentialHeld,
+    InternalError,
+    Paused,
+    RateLimited,
+    Waiting,
+)
+from config.services import Service
+from reliability.keys import OURS
+from reliability.scripts import script
+
+log = logging.getLogger(__name__)
+
+W = TypeVar("W", bound=Waiting)
+
+# The upstream's bucket counts a call when it arrives, and calls that are a second slower than
+# their successors arrive bunched: as many permits as leak in that second stay unused.
+DELAY_VARIANCE = 1.0
+RECHECK = 60.0  # nobody knows when a person lifts a pause: a minute is soon enough to notice it
+PROBE_RECHECK = 1.0  # a probe is usually answered within a second
+LONGEST_BLOCK = 86_400.0  # an upstream that asks for more than a day is a matter for a person
+LONGEST_LINE = 3_600.0  # beyond an hour the line starts a second lap; see `Gate`
+
+
+@dataclass(frozen=True, slots=True)
+class Permit:
+    """Leave for one call, *wait* seconds from now; to be handed back with the report.
+
+    *probe* is the number of the trial call of a half-open breaker, 0 for any other call; *clean*
+    says that a success is no news, so that reporting it costs no round trip.
+    """
+
+    wait: float
+    probe: int = 0
+    clean: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class GateState:
+    """What the console shows of one gate. *state*: closed, half_open, open, paused or held.
+
+    *retry_at* is when a call may succeed again, None for now and for "until a person acts".
+    """
+
+    service: str
+    state: str
+    budget_remaining: int
+    retry_at: datetime | None = None
+    note: str = ""
+    since: datetime | None = None
+
+
+class Gate:
+    """The gate of *service*. *scale* multiplies the waits that are ours, never the budget.
+
+    A *subject* is one of many credentials of a service (a user of X): its hold and its rate limit
+    stop itself alone. The empty subject is the service as a whole.
+
+    The line of refused jobs is kept as one moment, its tail. A person who opens the gate, and a
+    changed credential, forget it; a breaker that closes does not, because the jobs in the line are
+    still to come. It never reaches further than an hour past the opening: jobs beyond that come
+    back between the others, still spaced.
+    """
+
+    def __init__(
+        self, client: Redis, service: Service, *, prefix: str = "", scale: float = 1.0
+    ) -> None:
+        self.service = service
+        self._client = client
+        self._prefix = prefix
+        self._key = key_of(service, prefix)
+        self._run = client.register_script(script("gate"))
+        self._limits = json.dumps(
+            {
+                "rate": service.rate,
+                "burst": usable_burst(service),
+                "max_wait": service.max_wait,
+                "spacing": self.spacing,
+                "failure_threshold": service.failure_threshold,
+                "success_threshold": service.success_threshold,
+                "reset_timeout": service.reset_timeout * scale,
+                "recheck": RECHECK * scale,
+                "probe_recheck": PROBE_RECHECK * scale,
+                "lease": service.lease,
+                "longest_block": LONGEST_BLOCK,
+                "longest_line": LONGEST_LINE,
+            }
+        )
+
+    @property
+    def spacing(self) -> float:
+        """Seconds between two jobs that come back: the budget, counted in operations."""
+        return 1.0 / (self.service.rate * self.service.ops_per_permit)
+
+    def admit(self, *, waiting: int = 1, credential: str = "", subject: str = "") -> Permit:
+        """Reserve the next permit, or refuse all *waiting* jobs at once.
+
+        A refusal's `retry_after` is for the first of them, `behind` makes it for the others. It is
+        jittered already, by less than one place in the line.
+
+        Raises:
+            Waiting: CredentialHeld, Paused, RateLimited or CircuitOpen, asked in this order.
+            InternalError: Redis did not answer.
+        """
+        reply = self._ask("admit", digest(credential), subject=subject, waiting=waiting)
+        if reply[0] != "admitted":
+            raise self._refusal(reply)
+        return Permit(wait=float(reply[1]), probe=int(reply[2]), clean=bool(reply[3]))
+
+    def behind(self, refusal: W, place: int) -> W:
+        """Return *refusal* for the job that stands *place* places behind the first one."""
+        own = copy.copy(refusal)
+        own.retry_after = (refusal.retry_after or 0.0) + place * self.spacing
+        return own
+
+    def report_success(self, permit: Permit) -> None:
+        """The upstream answered, if only to say no: it is alive."""
+        if not permit.clean:
+            self._report("success", permit.probe)
+
+    def report_failure(self, permit: Permit) -> bool:
+        """The upstream was unreachable or answered 5xx. True if this opened the breaker."""
+        return self._report("failure", permit.probe)[0] == "opened"
+
+    def report_limited(
+        self,
+        permit: Permit,
+        retry_after: float | None = None,
+        *,
+        waiting: int = 1,
+        subject: str = "",
+    ) -> float:
+        """The upstream counts more calls than we did: believe it, without tripping the breaker.
+
+        Returns the seconds after which the first of the *waiting* refused jobs should come back.
+        """
+        asked = retry_after if retry_after is not None and math.isfinite(retry_after) else 0.0
+        seconds = self._report("limited", permit.probe, asked, subject=subject, waiting=waiting)[1]
+        return float(seconds) or asked or 1.0 / self.service.rate
+
+    def pause(self, by: str, note: str = "") -> bool:
+        """Refuse every call until `resume`. False if it was paused already; the new note counts."""
+        newly = bool(self._ask("pause", by, note))
+        log.warning("[GATE] %s paused by %s: %s", self.service.name, by, note)
+        return newly
+
+    def resume(self) -> bool:
+        """Lift the pause. False if there was none."""
+        lifted = bool(self._ask("resume"))
+        log.warning("[GATE] %s resumed", self.service.name)
+        return lifted
+
+    def hold_credential(self, credential: str, note: str = "", *, subject: str = "") -> bool:
+        """Refuse the calls with *credential* until another one comes; only its digest is kept.
+
+        False if it was held already.
+        """
+        if not credential:
+            raise ValueError("an empty credential cannot be held: no other would differ from it")
+        newly = bool(self._ask("hold", digest(credential), note, subject=subject))
+        if newly:
+            log.warning("[GATE] %s holds a credential: %s", self.service.name, note)
+        return newly
+
+    def reset(self) -> None:
+        """Close the breaker and forget holds, rate limits and the line; a pause stays."""
+        self._ask("reset")
+        log.warning("[GATE] %s reset", self.service.name)
+
+    def state(self) -> GateState:
+        """Look at the gate without touching it."""
+        return states(self._client, [self.service], prefix=self._prefix)[0]
+
+    def _ask(self, action: str, *facts: str | float, subject: str = "", waiting: int = 1) -> Any:
+        # Redis gives every run of a script the same random numbers: the jitter is brought along.
+        jitter = random.random()  # noqa: S311  spreads returns, guards nothing
+        arguments = [action, self._limits, subject, waiting, jitter, *facts]
+        try:
+            return self._run(keys=[self._key], args=arguments)
+        except RedisError as error:
+            raise InternalError(
+                f"the gate cannot be asked, Redis says: {error}", service=self.service.name
+            ) from error
+
+    def _report(
+        self, action: str, *facts: str | float, subject: str = "", waiting: int = 1
+    ) -> tuple[str, str]:
+        """Return what became of the breaker, and the seconds to come back in, if any."""
+        try:
+            breaker, seconds = self._ask(action, *facts, subject=subject, waiting=waiting)
+        except InternalError as error:
+            # The call has been made: its own outcome matters more than what the gate learns of it.
+            log.warning("[GATE] %s: a %s was not counted: %s", self.service.name, action, error)
+            return "", "0"
+        if breaker:
+            level = logging.INFO if breaker == "closed" else logging.WARNING
+            log.log(level, "[GATE] %s: the breaker %s", self.service.name, breaker)
+        return breaker, seconds
+
+    def _refusal(self, reply: list[Any]) -> Waiting:
+        word, seconds, facts = reply[0], float(reply[1]), reply[2:]
+        kind, sentence = REFUSALS[word]
+        return kind(sentence(*facts), service=self.service.name, retry_after=seconds)
+
+
+def states(client: Redis, services: Iterable[Service], *, prefix: str = "") -> list[GateState]:
+    """Look at many gates in one round trip."""
+    services = list(services)
+    pipeline = client.pipeline(transaction=False)
+    pipeline.time()
+    for service in services:
+        pipeline.hgetall(key_of(service, prefix))
+    (seconds, microseconds), *gates = pipeline.execute()
+    now = seconds + microseconds / 1_000_000
+    return [_state(service, gate, now) for service, gate in zip(services, gates, strict=True)]
+
+
+def key_of(service: Service, prefix: str = "") -> str:
+    """Return the key of the gate's hash."""
+    return f"{prefix}{OURS}gate:{service.name}"
+
+
+def usable_burst(service: Service) -> int:
+    """Return the permits that may be given out at once: at least one, see `DELAY_VARIANCE`."""
+    return max(1, service.burst - max(1, math.ceil(service.rate * DELAY_VARIANCE)))
+
+
+def digest(credential: str) -> str:
+    """Return what we keep of a credential, empty for none."""
+    return sha256(credential.encode()).hexdigest() if credential else ""
+
+
+def _state(service: Service, gate: Mapping[str, str], now: float) -> GateState:
+    state, note, since, retry_at = _closure(gate, now)
+    spent = (float(gate.get("empty_at", 0)) - now) * service.rate
+    remaining = usable_burst(service) - max(0.0, spent)
+    if retry_at is None and state == "closed" and remaining < 1:
+        retry_at = now + (1 - remaining) / service.rate
+    return GateState(
+        service=service.name,
+        state=state,
+        budget_remaining=max(0, math.floor(remaining)),
+        retry_at=_moment(retry_at),
+        note=note,
+        since=_moment(since),
+    )
+
+
+def _closure(gate: Mapping[str, str], now: float) -> tuple[str, str, float | None, float | None]:
+    """Return state, note, since and retry_at; what a person has to lift comes first."""
+    if held := gate.get("held:"):
+        _, since, note = held.split(" ", 2)
+        return "held", note, float(since), None
+    if paused := gate.get("paused_since"):
+        return (
+            "paused",
+            _paused(paused, gate["paused_by"], gate["paused_note"]),
+            float(paused),
+            None,
+        )
+    blocked = float(gate.get("blocked:", 0))
+    if broken := gate.get("broken_since"):
+        retry_at = max(blocked, float(gate["open_until"]))
+        state = "open" if float(gate["open_until"]) > now else "half_open"
+        return state, _open(broken), float(broken), retry_at if retry_at > now else None
+    if blocked > now:
+        return "closed", _blocked(blocked), None, blocked
+    held_subjects = sum(1 for name in gate if name.startswith("held:"))
+    return "closed", f"{held_subjects} credentials held" if held_subjects else "", None, None
+
+
+def _held(held: str) -> str:
+    _, since, note = held.split(" ", 2)
+    why = f" ({note})" if note else ""
+    return f"its credential is held since {_clock(since)}{why}, until another one is set"
+
+
+def _paused(since: str, by: str, note: str) -> str:
+    return f"paused by {by} since {_clock(since)}" + (f": {note}" if note else "")
+
+
+def _blocked(until: str | float) -> str:
+    return f"it asked us to wait until {_clock(until, '%H:%M:%S')}"
+
+
+def _open(since: str, until: str | None = None) -> str:
+    return f"unreachable since {_clock(since)}" + (
+        f", tried again at {_clock(until, '%H:%M:%S')}" if until else ""
+    )
+
+
+def _probing(since: str) -> str:
+    return f"unreachable since {_clock(since)}, one call is trying it now"
+
+
+def _spent(wait: str) -> str:
+    return f"its budget is spent for the next {float(wait):.1f} s"
+
+
+def _clock(at: str | float, form: str = "%H:%M") -> str:
+    moment = datetime.fromtimestamp(float(at), UTC)
+    day = "" if moment.date() == datetime.now(UTC).date() else "%d %b "
+    return moment.strftime(f"{day}{form} UTC")
+
+
+def _moment(at: float | None) -> datetime | None:
+    return None if at is None else datetime.fromtimestamp(at, UTC)
+
+
+# The script's word for a refusal → what it is, and the sentence made of the facts beside it.
+REFUSALS: dict[str, tuple[type[Waiting], Callable[..., str]]] = {
+    "held": (CredentialHeld, _held),
+    "paused": (Paused, _paused),
+    "blocked": (RateLimited, _blocked),
+    "open": (CircuitOpen, _open),
+    "probing": (CircuitOpen, _probing),
+    "spent": (RateLimited, _spent),
+}

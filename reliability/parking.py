@@ -1,0 +1,139 @@
+"""The parked jobs: every wait of ours, readable and movable by hand.
+
+The transport writes them (`park.lua`) and moves them back when they are due (`take.lua`).
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from redis import Redis
+
+from reliability import keys
+
+CHUNK = 500  # jobs read per round trip
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """One waiting job. *since* and *due* are unix seconds; *attempts* counts spent retries."""
+
+    message_id: str
+    task: str
+    args: Sequence[Any]
+    kwargs: dict[str, Any]
+    reason: str
+    service: str
+    detail: str
+    queue: str
+    since: float
+    due: float
+    attempts: int
+    history: Sequence[dict[str, Any]]
+
+
+class Parking:
+    """The parked jobs of one Redis, soonest first."""
+
+    def __init__(self, client: Redis, *, prefix: str = "") -> None:
+        self._client = client
+        self._parked = f"{prefix}{keys.PARKED}"
+        self._due = f"{prefix}{keys.PARKED_DUE}"
+
+    def count(self) -> int:
+        """Return how many jobs wait."""
+        return self._client.zcard(self._due)
+
+    def jobs(self, limit: int | None = None) -> Iterator[Parked]:
+        """Yield the waiting jobs, soonest first, without reading more than asked for."""
+        start = 0
+        while limit is None or start < limit:
+            stop = start + CHUNK if limit is None else min(start + CHUNK, limit)
+            page = self._page(start, stop)
+            if not page:
+                return
+            yield from (job for job in page if job is not None)
+            start = stop
+
+    def get(self, message_id: str) -> Parked | None:
+        """Return one waiting job, or None if it does not wait (any more)."""
+        due = self._client.zscore(self._due, message_id)
+        stored = self._client.hget(self._parked, message_id)
+        if due is None or stored is None:
+            return None
+        return _read(message_id, cast("str", stored), due)
+
+    def release(self, message_id: str, *, at: float = 0.0) -> bool:
+        """Let a job come back now, or *at* a unix time. False if it does not wait."""
+        # XX: what a worker has just taken must not come back a second time.
+        changed = self._client.zadd(self._due, {message_id: at}, xx=True, ch=True)
+        return bool(changed) or self._client.zscore(self._due, message_id) is not None
+
+    def release_service(self, service: str, *, start: float, spacing: float) -> int:
+        """Let all jobs that wait for *service* come back in order, *spacing* seconds apart."""
+        waiting = [job.message_id for job in self.jobs() if job.service == service]
+        for place in range(0, len(waiting), CHUNK):
+            moved = waiting[place : place + CHUNK]
+            times = {job: start + (place + n) * spacing for n, job in enumerate(moved)}
+            self._client.zadd(self._due, times, xx=True)
+        return len(waiting)
+
+    def cancel(self, message_id: str) -> Parked | None:
+        """Take a job out for good and return it; None if it does not wait (any more)."""
+        job = self.get(message_id)
+        with self._client.pipeline() as pipe:
+            pipe.zrem(self._due, message_id)
+            pipe.hdel(self._parked, message_id)
+            removed, _ = pipe.execute()
+        return job if removed else None
+
+    def _page(self, start: int, stop: int) -> list[Parked | None]:
+        ids = cast(
+            "list[tuple[str, float]]",
+            self._client.zrange(self._due, start, stop - 1, withscores=True),
+        )
+        if not ids:
+            return []
+        stored = cast("list[str | None]", self._client.hmget(self._parked, [i for i, _ in ids]))
+        return [
+            _read(message_id, item, due) if item is not None else None
+            for (message_id, due), item in zip(ids, stored, strict=True)
+        ]
+
+
+def _read(message_id: str, stored: str, due: float) -> Parked:
+    list_key, _, since, raw = stored.split("\n", 3)
+    message = json.loads(raw)
+    headers = message["headers"]
+    args, kwargs = _arguments(message)
+    parking = headers.get("parking") or {}
+    return Parked(
+        message_id=message_id,
+        task=headers.get("task", ""),
+        args=args,
+        kwargs=kwargs,
+        reason=parking.get("reason", "Scheduled"),
+        service=parking.get("service", ""),
+        detail=parking.get("detail", ""),
+        queue=list_key.split("\x06\x16", 1)[0],
+        since=float(since),
+        due=due,
+        attempts=sum((headers.get("spent") or {}).values()),
+        history=headers.get("history") or [],
+    )
+
+
+def _arguments(message: dict[str, Any]) -> tuple[Sequence[Any], dict[str, Any]]:
+    """Return (args, kwargs) of a JSON task message; what cannot be read is shown as it is."""
+    body = message.get("body", "")
+    try:
+        if message["properties"].get("body_encoding") == "base64":
+            body = base64.b64decode(body)
+        args, kwargs, _ = json.loads(body)
+    except (ValueError, TypeError, KeyError):
+        return [message.get("body", "")], {}
+    return args, kwargs

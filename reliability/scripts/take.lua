@@ -1,0 +1,88 @@
+-- One visit of a worker to the broker: acknowledge what is done, move what is due, take what there is room for.
+-- KEYS  1 unacked hash  2 unacked index  3 parked hash  4 parked by due time  5 corrupt list  6… the queues' lists, most urgent first
+-- ARGV  1 room  2 most to move  3 number of acks, then the acks, then for each list: queue name, bell key, '1' if it needs no ack
+-- Reply { milliseconds until the next parked job is due or -1, queue name, delivery tag, message, queue name, … }
+-- Redis at its memory limit refuses commands that add, but not after one that removes: here that one always comes first.
+local room, move_at_most, acked = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local clock = redis.call('TIME')
+local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
+
+local function ring(bell)
+  if redis.call('LLEN', bell) == 0 then
+    redis.call('LPUSH', bell, 1)
+    redis.call('EXPIRE', bell, 60)
+  end
+end
+
+if acked > 0 then
+  local tags = {}
+  for i = 1, acked do tags[i] = ARGV[3 + i] end
+  redis.call('ZREM', KEYS[2], unpack(tags))
+  redis.call('HDEL', KEYS[1], unpack(tags))
+end
+
+local function move(item)
+  -- list key, bell key, parked since, message: one line each; the message holds no raw line break
+  local list, bell, _, message = string.match(item, '^([^\n]*)\n([^\n]*)\n([^\n]*)\n(.*)$')
+  if not list or type(redis.pcall('LPUSH', list, message)) == 'table' then -- a table is an error: the key is no list
+    redis.call('LPUSH', KEYS[5], 'parked\n' .. item)
+  else
+    ring(bell)
+  end
+end
+
+for _, id in ipairs(redis.call('ZRANGE', KEYS[4], '-inf', now, 'BYSCORE', 'LIMIT', 0, move_at_most)) do
+  local item = redis.call('HGET', KEYS[3], id)
+  redis.call('ZREM', KEYS[4], id)
+  redis.call('HDEL', KEYS[3], id)
+  if item then move(item) end
+end
+
+local function tag_of(raw)
+  local ok, message = pcall(cjson.decode, raw)
+  if not ok or type(message) ~= 'table' or type(message.properties) ~= 'table' then return nil end
+  local properties = message.properties
+  local whole = type(properties.delivery_info) == 'table' and type(message.headers) == 'table' and type(message.body) == 'string'
+  return whole and type(properties.delivery_tag) == 'string' and properties.delivery_tag or nil
+end
+
+local first = redis.call('ZRANGE', KEYS[4], 0, 0, 'WITHSCORES')
+local out = { first[2] and math.max(0, math.ceil((tonumber(first[2]) - now) * 1000)) or -1 }
+
+local function take(raw, queue, no_ack)
+  local tag = tag_of(raw)
+  if not tag then
+    redis.call('LPUSH', KEYS[5], queue .. '\n' .. raw)
+    return
+  end
+  if redis.call('HEXISTS', KEYS[1], tag) == 1 then -- one message sent to two queues: neither ack may stand for both
+    tag = redis.sha1hex(tag .. queue .. clock[1] .. clock[2] .. #out)
+  end
+  if not no_ack then
+    -- kombu's own shape [message, exchange, routing key]: no exchange and the queue's name leads straight back
+    redis.call('HSET', KEYS[1], tag, '[' .. raw .. ',"",' .. cjson.encode(queue) .. ']')
+    redis.call('ZADD', KEYS[2], now, tag)
+  end
+  out[#out + 1] = queue
+  out[#out + 1] = tag
+  out[#out + 1] = raw
+  room = room - 1
+end
+
+local at = 4 + acked
+for i = 6, #KEYS do
+  while room > 0 do
+    local raw = redis.pcall('RPOP', KEYS[i])
+    if type(raw) ~= 'string' then break end -- empty, or no list at all
+    take(raw, ARGV[at], ARGV[at + 2] == '1')
+  end
+  at = at + 3
+end
+if room == 0 and #out > 1 then -- the ring was ours, but others may have room for the rest
+  at = 4 + acked
+  for i = 6, #KEYS do
+    if redis.pcall('EXISTS', KEYS[i]) == 1 then ring(ARGV[at + 1]) end
+    at = at + 3
+  end
+end
+return out
