@@ -1,0 +1,1 @@
+"""How do we call? One file per upstream, all through `clients.http`; one try each, no loops."""
