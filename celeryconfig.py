@@ -1,0 +1,73 @@
+"""Celery's own settings. Ours are in `config.settings`; every value here has its reason."""
+
+from kombu import Queue
+
+from config.settings import settings
+
+_config = settings()
+
+imports = ("tasks.bitrix", "tasks.failures", "tasks.startup")
+
+# -- broker: our transport on Redis (reliability/transport.py)
+broker_url = _config.broker_url
+if broker_url.startswith("sentinel"):
+    broker_transport = "reliability.transport:SentinelTransport"
+elif broker_url.startswith("redis"):
+    broker_transport = "reliability.transport:Transport"
+if broker_url.startswith("rediss"):
+    broker_use_ssl = {"ssl_cert_reqs": "required"}
+broker_transport_options = {
+    "visibility_timeout": _config.visibility_timeout,
+    "bell_timeout": min(1.0, _config.retry_time_scale),  # an idle worker looks at what is due
+    "unacked_restore_throttle": 1,  # the beat is already as rare as it should be
+    "global_keyprefix": _config.redis_stream_prefix,
+    "socket_timeout": 30,  # longer than any command of ours blocks
+    "socket_connect_timeout": 5,
+    "socket_keepalive": True,
+    "health_check_interval": 25,
+    "max_connections": _config.valkey_max_connections,
+    "master_name": _config.redis_sentinel_master,
+}
+broker_connection_retry_on_startup = True  # a worker may be up before its Redis
+broker_connection_max_retries = None  # and outlives it
+task_publish_retry_policy = {"max_retries": 3, "interval_start": 0, "interval_step": 0.2}
+
+# -- queues: one per upstream, so that a dead one starves nobody
+task_queues = [Queue(name, routing_key=name) for name, obstacle in _config.queues.items()]
+task_routes = {"bitrix.*": {"queue": "bitrix", "routing_key": "bitrix"}}
+task_default_queue = "bitrix"
+task_create_missing_queues = False  # a misspelt queue is an error, not a place to get lost in
+
+# -- messages: JSON only, with arguments shown to monitors as they are kept: without secrets
+accept_content = ["json"]
+result_accept_content = ["json"]
+
+# -- results
+if _config.keep_results:
+    _kind = "SentinelResults" if _config.redis_url.startswith("sentinel") else "Results"
+    result_backend = f"reliability.results:{_kind}+{_config.redis_url}"
+    result_backend_transport_options = {
+        "global_keyprefix": f"{_config.redis_stream_prefix}perennial:result:",
+        "master_name": _config.redis_sentinel_master,
+    }
+    result_expires = 86_400  # a day, CONTRACT
+task_ignore_result = not _config.keep_results
+redis_socket_timeout = 10
+redis_socket_connect_timeout = 5
+redis_retry_on_timeout = True
+redis_max_connections = _config.valkey_max_connections
+
+# -- delivery
+task_acks_late = True  # a job is done when it is done, not when it is taken
+task_reject_on_worker_lost = None  # loops forever (CELERY.md, finding C)
+worker_cancel_long_running_tasks_on_connection_loss = False  # they go on; their acks come later
+worker_prefetch_multiplier = 1
+
+# -- worker
+worker_pool = "threads"  # the work is waiting for answers; threads share connections and batches
+worker_concurrency = _config.worker_threads
+worker_consumer = "tasks.failures:Consumer"
+worker_send_task_events = True  # Flower
+task_send_sent_event = True
+worker_hijack_root_logger = True
+worker_proc_alive_timeout = 30

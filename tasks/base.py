@@ -1,0 +1,211 @@
+"""Failure → decision → act: the base of every task, and the only `try` in `tasks/`."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import wraps
+from typing import Any
+
+from celery import Task, current_task
+from celery.exceptions import Reject, TaskPredicate
+
+from classifiers import database
+from classifiers.errors import Duplicate, InternalError, JobError, Unclassified
+from config.history import History
+from config.policies import TASKS, Action, Decision, Defaults, decide, final, retried, row_for
+from config.settings import settings
+from reliability.connection import RedisError
+from tasks.payloads import Payload
+
+logger = logging.getLogger(__name__)
+
+COMES_BACK = {Action.RETRY, Action.PARK, Action.RECONCILE, Action.SHUTDOWN}
+
+
+class Operation(Task):
+    """A task that checks its payload, and asks the policy table what a failure means.
+
+    *adopt* is called with (existing_id, **payload) when the table says ADOPT.
+    """
+
+    abstract = True
+    run: Callable[..., Any]  # the body, set by `operation`
+    typing = False  # `payload` checks more, and says it in words
+    autoretry_for = retried()
+    dont_autoretry_for = final()
+    max_retries = None  # only the policy table counts
+    adopt: Callable[..., Mapping[str, Any]] | None = None
+
+    def __init__(self) -> None:
+        self.payload = Payload(self.name, self.run)
+        self._refuse_contradictions()
+        self.run = self._governed(self.run)  # below Celery's autoretry, which wraps it later
+
+    def _refuse_contradictions(self) -> None:
+        rows = TASKS.get(self.name, {}).values()
+        if any(row.action is Action.ADOPT for row in rows) and self.adopt is None:
+            raise TypeError(
+                f"{self.name} has a policy row that says ADOPT but no adopt= function: "
+                "what exists already would be lost silently"
+            )
+
+    # -- the caller's side
+
+    def apply_async(self, args: Any = None, kwargs: Any = None, *rest: Any, **options: Any) -> Any:
+        """Check the payload in the caller, then send it.
+
+        Raises:
+            InvalidData, MissingFields: if the payload cannot be used; nothing was sent.
+            kombu.exceptions.OperationalError: if the broker cannot be reached; nothing was sent.
+        """
+        headers = dict(options.pop("headers", None) or {})
+        if "history" not in headers:  # a retry is sent as it came, whatever it holds
+            args, kwargs = (), self.payload.write(args or (), kwargs or {})
+        headers.setdefault("accepted_at", time.time())
+        return super().apply_async(args, kwargs, *rest, headers=headers, **options)
+
+    # -- the worker's side
+
+    def _governed(self, body: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(body)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            return self._attempt(lambda: body(**self.payload.read(args, kwargs)), kwargs)
+
+        return run
+
+    def _attempt(self, body: Callable[[], Any], payload: Mapping[str, Any]) -> Any:
+        try:
+            return body()
+        except TaskPredicate:  # Retry, Ignore, Reject: Celery's own words
+            raise
+        except Exception as failure:
+            error = classified(failure)
+            policy = row_for(type(error), self.name)[1]
+            if policy.action is Action.SKIP:
+                logger.log(policy.level, "%s[%s] %s: %s", *self._who(), policy.outcome, error)
+                return {"outcome": policy.outcome}
+            if policy.action is Action.ADOPT and isinstance(error, Duplicate):
+                return self._attempt(self._adoption(error, payload), payload)
+            if error is failure:
+                raise
+            raise error from failure
+
+    def _adoption(self, error: Duplicate, payload: Mapping[str, Any]) -> Callable[[], Any]:
+        arguments = self.payload.read((), payload)
+        adopt = type(self).adopt  # by the class: it is a function, not a method
+        assert adopt is not None  # noqa: S101 - `_refuse_contradictions` saw to it
+        return lambda: adopt(error.existing_id, **arguments)
+
+    def retry(
+        self,
+        args: Any = None,
+        kwargs: Any = None,
+        exc: BaseException | None = None,
+        throw: bool = True,
+        **options: Any,
+    ) -> Any:
+        """Decide what *exc* means for this job, and do it: the one choke point of every retry."""
+        if not isinstance(exc, JobError):
+            return self._again(args, kwargs, exc=exc, throw=throw, **options)
+        history = History.from_headers(self.request.headers)
+        decision = decide(exc, history, self.name, defaults())
+        self._tell(exc, decision, history)
+        if decision.action not in COMES_BACK:
+            raise exc
+        if decision.action is Action.SHUTDOWN:
+            stop_this_worker(exc)
+        history = history.after(
+            exc,
+            action=decision.action,
+            delay=decision.delay,
+            spends=decision.spends,
+            waits=decision.action is Action.PARK,
+            at=time.time(),
+        )
+        parking = {"reason": type(exc).__name__, "service": exc.service, "detail": str(exc)[:200]}
+        headers = {**(self.request.headers or {}), **history.to_headers(), "parking": parking}
+        return self._again(
+            args, kwargs, exc=exc, throw=throw, countdown=decision.delay, headers=headers
+        )
+
+    def _again(self, *args: Any, **options: Any) -> Any:
+        try:
+            return super().retry(*args, **options)
+        except Reject as unsent:
+            # The message could not be published. Celery would end the job here; unacknowledged,
+            # it comes back by itself once the broker is there again.
+            raise Reject(unsent.reason, requeue=True) from unsent
+        finally:
+            # celery 5.7.0 leaves this on the shared task, where it would cap every later retry.
+            self.__dict__.pop("override_max_retries", None)
+
+    def _tell(self, error: JobError, decision: Decision, history: History) -> None:
+        logger.log(
+            decision.policy.level,
+            "%s[%s] %s after %d attempts, %s: %s",
+            *self._who(),
+            decision.action,
+            history.attempts + 1,
+            f"back in {decision.delay:.1f} s" if decision.action in COMES_BACK else "final",
+            f"{type(error).__name__}: {error}",
+        )
+
+    def _who(self) -> tuple[str, str]:
+        return self.name, self.request.id or "direct"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """The job that this thread runs. *accepted_at* is when `delay()` took it, if it says so."""
+
+    id: str
+    accepted_at: datetime | None
+
+    @property
+    def age(self) -> float:
+        """Seconds since it was accepted; endless if nobody knows."""
+        if self.accepted_at is None:
+            return math.inf
+        return (datetime.now(UTC) - self.accepted_at).total_seconds()
+
+
+def job() -> Job:
+    """Return the job that this thread runs."""
+    request = current_task.request if current_task else None
+    if request is None or request.id is None:
+        return Job(id=f"direct-{threading.get_ident()}", accepted_at=None)
+    accepted = (request.headers or {}).get("accepted_at")
+    return Job(request.id, datetime.fromtimestamp(accepted, UTC) if accepted else None)
+
+
+def classified(failure: Exception) -> JobError:
+    """Turn any exception into a fact; foreign ones cross into our hierarchy here and only here."""
+    if isinstance(failure, JobError):
+        return failure
+    if isinstance(failure, RedisError):
+        return InternalError(f"Redis: {type(failure).__name__}", code=type(failure).__name__)
+    error = database.classify(failure)
+    if isinstance(error, Unclassified):
+        error.service = ""  # nobody knows whose it is
+    return error
+
+
+def defaults() -> Defaults:
+    """Return what the environment decides about retries."""
+    config = settings()
+    return Defaults(config.max_retries, config.initial_backoff, config.retry_time_scale)
+
+
+def stop_this_worker(reason: JobError) -> None:
+    """Ask the worker that runs this job for a warm shutdown; its supervisor starts a new one."""
+    logger.critical("this worker stops: %s", reason)
+    in_child = bool(os.environ.get("FORKED_BY_MULTIPROCESSING"))  # set by Celery's prefork pool
+    os.kill(os.getppid() if in_child else os.getpid(), signal.SIGTERM)

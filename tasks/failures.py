@@ -1,0 +1,296 @@
+"""The last stop: every way a job can end without being done becomes a dead letter, once.
+
+Celery swallows what a signal handler raises and then acknowledges the message, so nothing here may
+fail: what Redis refuses goes to the spool, what the disk refuses goes to the log, whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+import time
+from base64 import b64encode
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from celery import signals
+from celery.worker.consumer import Consumer as CeleryConsumer
+
+from classifiers.errors import InvalidData, JobError, Permanent
+from config.history import History
+from config.settings import settings
+from reliability import corrupt
+from reliability.connection import RedisError, redis_bytes
+from reliability.dead_letters import Body, Letter, Metadata, dead_letters
+from tasks import app
+from tasks.base import classified
+
+logger = logging.getLogger(__name__)
+
+UPKEEP_INTERVAL = 5.0  # seconds: an operator should find a letter while looking for it
+# What Celery raises while it unpacks a message that is JSON, but not [args, kwargs, embed].
+MALFORMED = (ValueError, TypeError, KeyError, AttributeError)
+
+
+class Consumer(CeleryConsumer):
+    """Celery's consumer, which keeps what Celery would throw away."""
+
+    def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], None]:
+        """Return Celery's handler, made to survive JSON that is no task.
+
+        Celery 5.7 lets the exception through, and the worker ends with it (measured).
+        """
+        handle = super().create_task_handler(*args, **kwargs)
+
+        def on_task_received(message: Any) -> None:
+            try:
+                handle(message)
+            except MALFORMED as error:
+                if isinstance(error, self.connection_errors) and not isinstance(error, KeyError):
+                    raise
+                bury_message(message, InvalidData(f"the message is no task: {error}"))
+                message.ack_log_error(logger, self.connection_errors)
+
+        return on_task_received
+
+    def on_decode_error(self, message: Any, exc: Exception) -> None:
+        """Bury a body that cannot be decoded; Celery logs and acknowledges it after that."""
+        bury_message(message, exc)
+        super().on_decode_error(message, exc)
+
+    def on_connection_error_after_connected(self, exc: Exception) -> None:
+        """Leave running jobs alone: they go on, and are acknowledged on the next connection.
+
+        What a closing channel gives back would run a second time beside itself. Jobs that were
+        really dropped are not vouched for any more and come back after the visibility timeout.
+        """
+        for channel in self.connection.transport.channels:
+            channel.do_restore = False
+        super().on_connection_error_after_connected(exc)
+
+
+# -- the ways to die
+
+
+@signals.task_failure.connect
+def on_failure(
+    sender: Any = None,
+    task_id: str = "",
+    exception: Exception | None = None,
+    args: Any = (),
+    kwargs: Any = None,
+    einfo: Any = None,
+    **_: Any,
+) -> None:
+    """A job failed for good: retries are spent, or nothing would come of one."""
+    request = sender.request if sender.request.id == task_id else None
+    headers = dict(request.headers or {}) if request else {}
+    delivery = (request.delivery_info if request else None) or {}
+    bury(
+        letter(
+            task_id,
+            task=sender.name,
+            args=args,
+            kwargs=kwargs,
+            error=exception or RuntimeError("failed without an exception"),
+            queue=delivery.get("routing_key") or "",
+            headers=headers,
+            trace_id=(request.root_id if request else "") or task_id,
+            traceback=str(getattr(einfo, "traceback", "") or ""),
+        )
+    )
+
+
+@signals.task_unknown.connect
+def on_unknown(message: Any = None, name: str = "", **_: Any) -> None:
+    """Nobody here has a task of that name: an old worker, or a misspelt publisher."""
+    error = InvalidData(f"no task is called {name!r} here", code="unknown_task")
+    bury_message(message, error, task=str(name))
+
+
+@signals.task_rejected.connect
+def on_rejected(message: Any = None, exc: Any = None, **_: Any) -> None:
+    """The message is no task, or its content type is not allowed."""
+    bury_message(message, exc or InvalidData("the message is no task"))
+
+
+@signals.task_revoked.connect
+def on_revoked(sender: Any = None, request: Any = None, expired: bool = False, **_: Any) -> None:
+    """The job expired before it ran. One revoked by a person was meant to end."""
+    if not expired:
+        return
+    headers = dict(getattr(request, "headers", None) or {})
+    error = Permanent("the job expired before a worker came to it", code="expired")
+    bury(
+        letter(
+            request.id,
+            task=sender.name,
+            args=request.args,
+            kwargs=request.kwargs,
+            error=error,
+            queue=(request.delivery_info or {}).get("routing_key") or "",
+            headers=headers,
+            trace_id=request.root_id or request.id,
+        )
+    )
+
+
+def bury_message(message: Any, error: Exception, task: str = "") -> None:
+    """Bury a message that never became a job, with its true bytes."""
+    headers = dict(message.headers or {})
+    body = message.body if isinstance(message.body, bytes) else str(message.body).encode()
+    job_id = str(headers.get("id") or f"message-{message.delivery_tag}")
+    args, kwargs = _readable(message)
+    bury(
+        letter(
+            job_id,
+            task=task or str(headers.get("task") or ""),
+            args=args,
+            kwargs=kwargs,
+            error=error if isinstance(error, JobError) else InvalidData(str(error)),
+            queue=str((message.delivery_info or {}).get("routing_key") or ""),
+            headers=headers,
+            trace_id=str(headers.get("root_id") or job_id),
+            raw=body,
+        )
+    )
+
+
+def bury_corrupt(queue: str, raw: bytes) -> None:
+    """Bury an item of a queue's list that is no message at all; its bytes are its name."""
+    error = InvalidData("the queue held something that is no message", code="corrupt_item")
+    name = f"corrupt-{hashlib.sha256(queue.encode() + raw).hexdigest()[:24]}"
+    bury(letter(name, task="", args=(), kwargs={}, error=error, queue=queue, headers={}, raw=raw))
+
+
+def letter(
+    job_id: str,
+    *,
+    task: str,
+    args: Any,
+    kwargs: Any,
+    error: BaseException,
+    queue: str,
+    headers: Mapping[str, Any],
+    trace_id: str = "",
+    traceback: str = "",
+    raw: bytes = b"",
+) -> Letter:
+    """Tell the whole story of one job. *error* may be anything that Celery reports."""
+    now = time.time()
+    fact = error if isinstance(error, JobError) else classified(Exception(str(error)))
+    kind = type(error).__name__
+    history = History.from_headers(headers)
+    last = history.after(fact, action="dead_letter", delay=0.0, spends="", waits=True, at=now)
+    accepted = headers.get("accepted_at")
+    return Letter(
+        message_id=job_id,
+        original_queue=queue,
+        error_type=kind,
+        error_message=str(error) or kind,
+        message_body=Body(task, tuple(args or ()), dict(kwargs or {})),
+        metadata=Metadata(
+            failed_at=datetime.fromtimestamp(now, UTC),
+            received_at=datetime.fromtimestamp(accepted, UTC) if accepted else None,
+            retry_count=history.attempts,
+            trace_id=trace_id or job_id,
+        ),
+        category=fact.category,
+        service=fact.service,
+        code=fact.code,
+        traceback=traceback,
+        history=last.entries,
+        headers=headers,
+        raw=b64encode(raw).decode(),
+        replays=int(headers.get("replays") or 0),
+    )
+
+
+def bury(dead: Letter) -> None:
+    """Write the letter; whatever happens, leave a trace and raise nothing."""
+    try:
+        written = dead_letters().bury_or_spool(dead)
+    except Exception:
+        logger.critical("a dead letter was not written: %s", dead.to_json(), exc_info=True)
+        return
+    if written:
+        logger.error(
+            "%s[%s] dead-lettered: %s", dead.message_body.task, dead.message_id, dead.error_message
+        )
+
+
+# -- back to life
+
+OURS = ("accepted_at",)  # headers that survive; what was spent and waited starts afresh
+
+
+def send_again(dead: Letter, *, by: str = "") -> bool:
+    """Send the job of a letter again, with a fresh budget: first the job, then the mark.
+
+    A crash in between leaves the letter open and the job sent; sending twice is harmless, because
+    effects are looked up before they are had. False if somebody else has settled the letter.
+
+    Raises:
+        kombu.exceptions.OperationalError: if the broker cannot be reached; nothing was sent.
+    """
+    if dead.state != "open" or not dead.message_body.task:
+        return False
+    headers = {name: value for name, value in dead.headers.items() if name in OURS}
+    app.send_task(
+        dead.message_body.task,
+        args=list(dead.message_body.args),
+        kwargs=dict(dead.message_body.kwargs),
+        task_id=dead.message_id,
+        root_id=dead.metadata.trace_id or None,
+        queue=dead.original_queue or None,
+        headers={**headers, "replays": dead.replays + 1},
+    )
+    return dead_letters().mark_replayed(dead, by=by)
+
+
+def _readable(message: Any) -> tuple[Any, Any]:
+    """Return (args, kwargs) of a message if it has any."""
+    try:
+        args, kwargs, _ = message.decode()
+    except Exception:  # noqa: BLE001 - it is here because it could not be read
+        return (), {}
+    return args, kwargs if isinstance(kwargs, Mapping) else {}
+
+
+# -- the upkeep of what waits to become a letter
+
+
+class Upkeep(threading.Thread):
+    """Turns spooled letters and corrupt queue items into letters, while this worker runs."""
+
+    def __init__(self) -> None:
+        super().__init__(name="upkeep", daemon=True)
+        self.stopped = threading.Event()
+
+    def run(self) -> None:
+        """Look every few seconds; Redis being away is no news here."""
+        while not self.stopped.wait(UPKEEP_INTERVAL):
+            try:
+                dead_letters().drain_spool()
+                corrupt.drain(redis_bytes(), bury_corrupt, prefix=settings().redis_stream_prefix)
+            except RedisError as error:
+                logger.debug("upkeep waits for Redis: %r", error)
+            except Exception:
+                logger.exception("upkeep failed; it goes on")
+
+
+@signals.worker_ready.connect
+def start_upkeep(sender: Any = None, **_: Any) -> None:
+    """Start the upkeep beside this worker."""
+    sender.upkeep = Upkeep()
+    sender.upkeep.start()
+
+
+@signals.worker_shutting_down.connect
+def stop_upkeep(**_: Any) -> None:
+    """Let the upkeep end with its worker."""
+    for thread in threading.enumerate():
+        if isinstance(thread, Upkeep):
+            thread.stopped.set()

@@ -1,0 +1,65 @@
+"""What a worker makes sure of before it takes its first job."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from typing import Any, NoReturn
+
+from celery import signals
+from sqlalchemy.exc import SQLAlchemyError
+
+from config.settings import settings
+from storage.upgrade import upgrade
+from tasks.base import classified
+
+logger = logging.getLogger(__name__)
+
+PATIENCE = 60.0  # seconds for a database that starts together with us
+PAUSE = 2.0
+
+
+@signals.celeryd_init.connect
+def choose_queues(instance: Any = None, options: Any = None, **_: Any) -> None:
+    """Leave alone the queues whose jobs would only fail here; they wait in Redis meanwhile.
+
+    A queue that was asked for with `-Q` and cannot be served ends the worker, with the reason.
+    """
+    obstacles = {queue: why for queue, why in settings().queues.items() if why}
+    asked_for = options.get("queues") or ()
+    if isinstance(asked_for, str):
+        asked_for = [name.strip() for name in asked_for.split(",")]
+    for queue in set(asked_for) & set(obstacles):
+        _refuse(f"the queue {queue} cannot be served: {obstacles[queue]}")
+    if asked_for:
+        return
+    if len(obstacles) == len(settings().queues):
+        reasons = "; ".join(f"{queue}: {why}" for queue, why in obstacles.items())
+        _refuse(f"there is no queue to serve ({reasons})")
+    for queue, why in obstacles.items():
+        print(f"perennial: the queue {queue} is left alone: {why}", file=sys.stderr)  # noqa: T201 - logging is not set up yet
+    instance.app.amqp.queues.deselect(list(obstacles))
+
+
+@signals.worker_init.connect
+def upgrade_schema(**_: Any) -> None:
+    """Bring the database up to date; wait a little for one that is still starting."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            upgrade()
+        except SQLAlchemyError as error:
+            reason = classified(error)
+            a_server = not settings().database_url.startswith("sqlite")
+            if not a_server or time.monotonic() > deadline:
+                _refuse(f"the database cannot be used: {reason} (check DATABASE_URL)")
+            logger.warning("waiting for the database: %s", reason)
+            time.sleep(PAUSE)
+        else:
+            return
+
+
+def _refuse(why: str) -> NoReturn:
+    print(f"perennial: {why}", file=sys.stderr)  # noqa: T201 - one sentence, not a log record
+    raise SystemExit(2)

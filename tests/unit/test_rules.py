@@ -1,0 +1,331 @@
+"""The rules of the house that a machine can read out of the sources."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+from classifiers.errors import Duplicate, JobError, UserError
+from clients import bitrix as portal
+from clients import coalescing
+from config import policies, services
+from config.policies import DAY, POLICIES, TASKS, Action, row_for
+from config.settings import Settings
+from storage import database
+
+ROOT = Path(__file__).parents[2]
+# Right to left as DESIGN draws it: a layer may import those before it, never one of its own level.
+LAYERS = (
+    {"classifiers"},
+    {"config"},
+    {"storage", "reliability"},
+    {"clients"},
+    {"tasks", "celeryconfig", "flowerconfig"},
+    {"admin"},
+    {"sandbox"},
+)
+LEVEL = {package: level for level, layer in enumerate(LAYERS) for package in layer}
+
+# A body says what to do, and the base what a failure means; each exception to that has its reason.
+MAY_TRY = {
+    "tasks.base": "turns failures into decisions",
+    "tasks.failures": "signal handlers: Celery swallows what they raise, and the job with it",
+    "tasks.payloads": "turns what pydantic complains about into a fact of ours",
+    "tasks.startup": "waits for a database that starts together with the worker",
+}
+MAY_PRINT = {"tasks.startup": "logging is not set up yet"}
+MAY_READ_THE_ENVIRONMENT = {
+    "config.settings": "where every variable is documented",
+    "tasks.base": "FORKED_BY_MULTIPROCESSING is a mark that Celery sets, no setting",
+}
+
+
+def sources() -> dict[str, ast.Module]:
+    """Every module of ours by its dotted name."""
+    found = {}
+    for package in LEVEL:
+        place = ROOT / package
+        files = place.rglob("*.py") if place.is_dir() else [ROOT / f"{package}.py"]
+        for file in filter(Path.exists, files):
+            parts = file.relative_to(ROOT).with_suffix("").parts
+            name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+            found[name] = ast.parse(file.read_text(encoding="utf-8"), str(file))
+    return found
+
+
+SOURCES = sources()
+
+
+def imported(module: str) -> Iterator[str]:
+    """The modules that *module* names in an import, wherever it stands."""
+    for node in ast.walk(SOURCES[module]):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} imports relatively"
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield inner if inner in SOURCES else str(node.module)
+
+
+def users(library: str) -> set[str]:
+    return {module for module in SOURCES if library in {n.split(".")[0] for n in imported(module)}}
+
+
+def outside(modules: set[str], *packages: str) -> list[str]:
+    return sorted(module for module in modules if module.split(".")[0] not in packages)
+
+
+def calls(module: str, *names: str) -> bool:
+    """Whether *module* mentions one of these dotted names."""
+    return any(
+        isinstance(node, ast.Attribute | ast.Name) and ast.unparse(node) in names
+        for node in ast.walk(SOURCES[module])
+    )
+
+
+# -- who may import whom
+
+
+def test_the_sources_are_found():
+    assert {name.split(".")[0] for name in SOURCES} >= set(LEVEL) - {"flowerconfig"}
+    assert {"tasks", "tasks.bitrix", "config.policies", "clients.http"} <= set(SOURCES)
+
+
+@pytest.mark.parametrize("module", SOURCES)
+def test_imports_go_one_way(module):
+    package = module.split(".")[0]
+    others = {name.split(".")[0] for name in imported(module)} & set(LEVEL) - {package}
+    wrong = {other for other in others if LEVEL[other] >= LEVEL[package]}
+
+    assert not wrong, f"{module} must not import {wrong}"
+
+
+def test_no_module_imports_itself_in_a_circle():
+    graph = {module: set(imported(module)) & set(SOURCES) - {module} for module in SOURCES}
+
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+def test_only_clients_and_their_classifiers_know_httpx():
+    assert outside(users("httpx"), "clients", "classifiers", "sandbox") == []
+
+
+def test_only_reliability_knows_redis():
+    assert outside(users("redis"), "reliability", "sandbox") == []
+
+
+def test_only_settings_read_the_environment():
+    readers = {
+        module
+        for module in SOURCES
+        if calls(module, "os.environ", "os.getenv", "environ", "getenv", "os.environb")
+    }
+
+    assert (
+        readers - set(MAY_READ_THE_ENVIRONMENT) - {m for m in readers if m[:7] == "sandbox"}
+        == set()
+    )
+
+
+def test_nobody_prints_where_a_log_is_read():
+    printers = {module for module in SOURCES if calls(module, "print")}
+
+    assert outside(printers - set(MAY_PRINT) - {"admin.cli"}, "sandbox") == []
+
+
+# -- errors and policies
+
+
+@pytest.mark.parametrize(
+    "kind", [JobError, *policies._tree(JobError)], ids=lambda kind: kind.__name__
+)
+def test_every_error_travels_with_its_facts_and_has_a_policy(kind):
+    own = {Duplicate: {"existing_id": "7"}, UserError: {"reason": "bad_photo"}}.get(kind, {})
+    error = kind(
+        "why", service="bitrix", operation="crm.deal.add", code="X", retry_after=1.0, **own
+    )
+
+    assert vars(pickle.loads(pickle.dumps(error))) == vars(error)
+    assert row_for(kind)
+
+
+def test_every_wait_fits_into_its_budget_and_every_budget_into_a_day():
+    for row in [*POLICIES.values(), *(row for rows in TASKS.values() for row in rows.values())]:
+        longest = row.backoff.cap * (1 + row.backoff.jitter)
+
+        assert 0 < row.backoff.delay(0, 0.0) <= longest < row.budget <= DAY
+        assert row.backoff.jitter > 0
+
+
+# -- tasks
+
+REPORT = """
+import inspect
+import json
+from tasks import app
+from tasks.base import Operation
+app.loader.import_default_modules()
+app.finalize()
+operations = {
+    name: {
+        "body": inspect.unwrap(task.run).__module__ + "." + inspect.unwrap(task.run).__name__,
+        "adopts": task.adopt is not None,
+        "queue": app.amqp.router.route({}, name)["queue"].name,
+        "schema": task.payload.model.model_json_schema(mode="serialization"),
+        "arguments": [
+            p.kind is p.POSITIONAL_OR_KEYWORD and p.annotation is not p.empty
+            for p in task.payload.signature.parameters.values()
+        ],
+    }
+    for name, task in app.tasks.items() if isinstance(task, Operation)
+}
+plain = [name for name, task in app.tasks.items() if not isinstance(task, Operation)]
+print(json.dumps({"operations": operations, "plain": plain, "queues": list(app.amqp.queues)}))
+"""
+
+
+@pytest.fixture(scope="module")
+def registered() -> dict:
+    """What a worker would know, asked in a process of its own: Celery is configured once."""
+    environment = {"REDIS_URL": "redis://nowhere.invalid:1/0", "PATH": os.environ["PATH"]}
+    done = subprocess.run(
+        [sys.executable, "-c", REPORT],
+        cwd=ROOT,
+        env=environment | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def decorated() -> Iterator[tuple[str, ast.FunctionDef, ast.Call]]:
+    for module, tree in SOURCES.items():
+        for node in ast.walk(tree):
+            for decorator in getattr(node, "decorator_list", []):
+                call = decorator if isinstance(decorator, ast.Call) else ast.Call(decorator, [], [])
+                if ast.unparse(call.func) in {"operation", "app.task", "shared_task"}:
+                    yield module, node, call
+
+
+def test_every_task_says_its_name_on_the_wire():
+    found = list(decorated())
+
+    assert {function.name for _, function, _ in found} >= {"create_deal", "handle_webhook"}
+    for module, function, call in found:
+        name = {k.arg: k.value for k in call.keywords}.get("name")
+
+        assert isinstance(name, ast.Constant), f"{module}.{function.name} has no name="
+        assert all(part.isidentifier() for part in name.value.split(".", 1)), name.value
+        assert "." in name.value
+
+
+def test_every_task_is_where_its_name_says(registered):
+    for name, task in registered["operations"].items():
+        assert task["body"] == f"tasks.{name}"
+
+
+def test_every_argument_of_a_task_is_checked_and_fits_into_json(registered):
+    for name, task in registered["operations"].items():
+        assert task["arguments"], name
+        assert all(task["arguments"]), name
+        assert task["schema"]["additionalProperties"] is False, name
+
+
+def test_no_stock_task_slipped_in(registered):
+    assert [name for name in registered["plain"] if not name.startswith("celery.")] == []
+
+
+def test_every_row_of_a_task_is_about_a_task_that_exists(registered):
+    assert set(TASKS) <= set(registered["operations"])
+
+
+def test_every_task_that_adopts_knows_how(registered):
+    for name, rows in TASKS.items():
+        adopts = any(row.action is Action.ADOPT for row in rows.values())
+
+        assert registered["operations"][name]["adopts"] == adopts, name
+
+
+def test_every_task_has_a_queue_and_every_queue_an_upstream(registered):
+    routed = {task["queue"] for task in registered["operations"].values()}
+
+    assert routed <= set(registered["queues"])
+    assert set(registered["queues"]) == set(Settings().queues)
+
+
+def test_task_bodies_do_not_catch():
+    catching = {
+        module
+        for module, tree in SOURCES.items()
+        if module.split(".")[0] == "tasks"
+        and any(isinstance(node, ast.Try | ast.TryStar) for node in ast.walk(tree))
+    }
+
+    assert catching - set(MAY_TRY) == set()
+
+
+def test_no_module_that_has_tasks_may_catch():
+    assert {module for module, *_ in decorated()} & set(MAY_TRY) == set()
+
+
+def test_task_bodies_hold_no_numbers():
+    for module in {module for module, *_ in decorated()}:
+        functions = [n for n in ast.walk(SOURCES[module]) if isinstance(n, ast.FunctionDef)]
+        numbers = [
+            f"{module}:{node.lineno}: {node.value}"
+            for function in functions
+            for statement in function.body
+            for node in ast.walk(statement)
+            if isinstance(node, ast.Constant)
+            and isinstance(node.value, int | float)
+            and node.value not in {0, 1}
+        ]
+
+        assert numbers == []
+
+
+# -- numbers that have to agree
+
+
+@pytest.fixture(params=[services.bitrix(Settings())], ids=lambda service: service.name)
+def service(request) -> services.Service:
+    return request.param
+
+
+def test_a_lease_outlives_every_call_it_covers(service):
+    sent_by = service.patience  # the coalescer turns away what waits longer
+    called = sent_by + 2 * service.connect_timeout + service.read_timeout
+
+    assert service.lease > called
+    assert service.patience > service.max_wait > coalescing.LINGER
+    assert service.lease > called + database.PATIENCE  # and the way back to the database
+
+
+def test_a_request_may_take_as_long_as_the_portal_gives_it(service):
+    assert service.read_timeout > 60  # UPSTREAMS 1.1
+
+
+def test_a_wait_for_a_predecessor_is_shorter_than_a_lease(service):
+    assert service.lease > services.PREDECESSOR_GRACE
+
+
+def test_a_batch_fits_what_a_portal_takes():
+    assert services.bitrix(Settings()).ops_per_permit <= portal.PAGE
+    assert 2 * portal.FINDS <= portal.PAGE
+    assert portal.OPERATING_PAUSE < portal.OPERATING_WINDOW < DAY
