@@ -1,0 +1,95 @@
+"""The read model: what every door shows, as plain JSON-able values."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+from config.services import Service, services
+from config.settings import settings
+from reliability import gate
+from reliability.connection import redis
+from reliability.dead_letters import Group, Letter
+from reliability.gate import Gate, GateState
+from reliability.parking import Parked, Parking
+
+# What usually helps, by the kind of failure; the group's page says it in the operator's words.
+EXPLANATIONS = {
+    "InvalidData": "The upstream rejected a value. Correct it in the application, then send again.",
+    "MissingFields": "A required value is missing. Add it in the application, then send again.",
+    "NotFound": "The target is not there. If it was deleted on purpose, discard the letter.",
+    "Forbidden": "The credential lacks a right. Grant it in the portal, then replay.",
+    "Unauthorized": "The credential is refused. Set a new one, then replay.",
+    "NotConfigured": "A setting, method or plan is missing. Set it up, then replay.",
+    "BillingExhausted": "Our account is empty. Top it up, then replay.",
+    "BusinessRule": "The upstream's own rules forbid it. Look at the message.",
+    "OutcomeUnknown": "It may have happened. Look in the upstream before you replay.",
+    "ServiceUnavailable": "The upstream was down for too long. Replay when it is up.",
+    "NetworkError": "The upstream could not be reached. Check the network, then replay.",
+    "DatabaseError": "Our database failed. Replay when it is well.",
+    "InternalError": "Our own side failed. The traceback tells where.",
+    "Unclassified": "Nobody has met this failure before. Read the traceback, write a rule for it.",
+}
+OTHERWISE = "Read the message and the traceback."
+
+
+def parking() -> Parking:
+    """Return the parked jobs of this process's Redis."""
+    return Parking(redis(), prefix=settings().redis_stream_prefix)
+
+
+def gate_of(service: Service) -> Gate:
+    """Return the gate of one upstream."""
+    config = settings()
+    return Gate(redis(), service, prefix=config.redis_stream_prefix, scale=config.retry_time_scale)
+
+
+def gates() -> list[dict[str, Any]]:
+    """Return every gate: service, state, budget_remaining, retry_at, note, since."""
+    prefix = settings().redis_stream_prefix
+    return [gate_row(state) for state in gate.states(redis(), services(), prefix=prefix)]
+
+
+def gate_row(state: GateState) -> dict[str, Any]:
+    """Return one gate with its times as ISO 8601."""
+    return asdict(state) | {"retry_at": _iso(state.retry_at), "since": _iso(state.since)}
+
+
+def parked_row(job: Parked) -> dict[str, Any]:
+    """Return one parked job with its times as ISO 8601."""
+    row = asdict(job)
+    row["since"], row["due"] = _iso(_utc(job.since)), _iso(_utc(job.due))
+    return row
+
+
+def letter_row(letter: Letter) -> dict[str, Any]:
+    """Return one dead letter: the record of DESIGN 7, `message_id` first."""
+    row: dict[str, Any] = asdict(letter)
+    row["metadata"] |= {
+        "received_at": _iso(letter.metadata.received_at),
+        "failed_at": _iso(letter.metadata.failed_at),
+    }
+    row["settled_at"] = _iso(letter.settled_at)
+    row["explanation"] = explain(letter.error_type)
+    return row
+
+
+def group_row(group: Group) -> dict[str, Any]:
+    """Return one group of letters with its explanation."""
+    row = asdict(group)
+    row["first_seen"], row["last_seen"] = _iso(group.first_seen), _iso(group.last_seen)
+    return row | {"explanation": explain(group.error_type)}
+
+
+def explain(error_type: str) -> str:
+    """Say in plain words what a class of failure means and what usually helps."""
+    return EXPLANATIONS.get(error_type, OTHERWISE)
+
+
+def _utc(at: float) -> datetime:
+    return datetime.fromtimestamp(at, UTC)
+
+
+def _iso(moment: datetime | None) -> str | None:
+    return moment.isoformat(timespec="seconds") if moment else None

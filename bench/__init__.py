@@ -1,0 +1,1 @@
+"""What is measured: `make bench` prints every table, `python -m bench NAME` one."""
