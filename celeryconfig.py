@@ -19,7 +19,6 @@ if broker_url.startswith("rediss"):
 broker_transport_options = {
     "visibility_timeout": _config.visibility_timeout,
     "bell_timeout": min(1.0, _config.retry_time_scale),  # an idle worker looks at what is due
-    "unacked_restore_throttle": 1,  # the beat is already as rare as it should be
     "global_keyprefix": _config.redis_stream_prefix,
     "socket_timeout": 30,  # longer than any command of ours blocks
     "socket_connect_timeout": 5,

@@ -6,6 +6,8 @@ Run it with `uvicorn admin.api:app`.
 from __future__ import annotations
 
 import hmac
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request
@@ -14,9 +16,28 @@ from starlette.concurrency import run_in_threadpool
 
 from classifiers.errors import InvalidData
 from config.settings import settings
+from storage.upgrade import upgrade
 from tasks.bitrix import handle_webhook
 
-app = FastAPI(title="Perennial", docs_url=None, redoc_url=None)
+
+@asynccontextmanager
+async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    """Bring the schema up to date before the door opens."""
+    await run_in_threadpool(upgrade)
+    yield
+
+
+def create_app() -> FastAPI:
+    """Return the application.
+
+    Raises:
+        ConfigurationError: if there is no queue to put things into; uvicorn prints the sentence.
+    """
+    _ = settings().broker_url
+    return FastAPI(title="Perennial", docs_url=None, redoc_url=None, lifespan=lifespan)
+
+
+app = create_app()
 
 
 @app.get("/health")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
@@ -23,10 +24,12 @@ from config.services import Service, services
 from reliability.connection import RedisError
 from reliability.dead_letters import Filter, Letter, dead_letters
 from storage.upgrade import upgrade as upgrade_schema
+from tasks.base import classified
 from tasks.failures import send_again
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+PIPED_WIDTH = 200  # columns
 SHOWN = 100  # rows of a table; --json shows everything unless --limit is given
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -99,17 +102,17 @@ def dlq_show(message_id: str, as_json: bool) -> None:
     if as_json:
         _json(row)
         return
-    console = Console()
+    out = console()
     for name in ("message_id", "state", "error_type", "error_message", "explanation"):
-        console.print(f"[bold]{name}[/]  ", end="")
-        console.print(str(row[name]), markup=False)
-    console.print_json(json.dumps({"call": row["message_body"], "metadata": row["metadata"]}))
+        out.print(f"[bold]{name}[/]  ", end="")
+        out.print(str(row[name]), markup=False)
+    out.print_json(json.dumps({"call": row["message_body"], "metadata": row["metadata"]}))
     for entry in row["history"]:
-        console.print(
+        out.print(
             f"  {_clock(entry['at'])}  {entry['action']:<12} {entry['error']}: {entry['detail']}",
             markup=False,
         )
-    console.print(row["traceback"], markup=False, highlight=False)
+    out.print(row["traceback"], markup=False, highlight=False)
 
 
 @dlq.command("groups")
@@ -298,7 +301,12 @@ def db() -> None:
 @db.command("upgrade")
 def db_upgrade() -> None:
     """Bring the schema up to date; workers and the API do it at their start, too."""
-    upgrade_schema()
+    try:
+        upgrade_schema()
+    except Exception as error:
+        raise click.ClickException(
+            f"the database cannot be used: {classified(error)} (check DATABASE_URL)"
+        ) from error
     click.echo("the schema is up to date")
 
 
@@ -330,13 +338,19 @@ def _print(
     if not rows:
         click.echo(nothing)
         return
-    table = Table(box=None, header_style="bold")
+    table = Table(box=None, header_style="bold", pad_edge=False)
     for name in columns:
-        table.add_column(name, overflow="fold" if name in {"id", "message"} else "ellipsis")
+        wordy = name in {"message", "explanation", "note"}
+        table.add_column(name, overflow="fold" if wordy else "ellipsis", no_wrap=not wordy)
     for row in rows:
         cells = (cell(row) for cell in columns.values())
         table.add_row(*("" if cell is None else str(cell) for cell in cells))
-    Console().print(table)
+    console().print(table)
+
+
+def console() -> Console:
+    """Return where tables go; a pipe or a file has no width, so it gets a wide one."""
+    return Console() if sys.stdout.isatty() else Console(width=PIPED_WIDTH)
 
 
 def _json(value: Any) -> None:

@@ -201,8 +201,7 @@ def _delay(error: JobError, policy: Policy, turn: int, defaults: Defaults, chanc
     if policy.at_latest:
         return min(asked, ours)
     if policy.action is Action.PARK:
-        # A gate or an upstream named the time; come then, a little later rather than all at once.
-        return asked + backoff.base * backoff.jitter * chance * defaults.time_scale
+        return asked  # a place in the gate's line: jitter of ours would destroy the order
     return max(asked, ours)
 
 

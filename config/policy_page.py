@@ -32,8 +32,8 @@ travels with it, so every row counts for itself, whichever worker runs the job.
 
 - A **retry** spends an attempt. The waits are ours and grow; what an upstream asks for counts
   instead where it is longer.
-- A **wait** spends none. The time that the upstream or our own gate has named is a floor and never
-  scaled; a little is added, so that not everybody comes at once. All waits of a job together last
+- A **wait** spends none. The time that the upstream or our own gate has named counts as it is,
+  never scaled: it is a place in a line that is spread out already. All waits of a job together last
   {day} at most, and one that would take longer is not begun.
 - `MAX_RETRIES` ({retries}) and `INITIAL_BACKOFF` ({backoff:g} s) change the rows that name them,
   `RETRY_TIME_SCALE` multiplies every wait that is ours.

@@ -58,7 +58,7 @@ def bitrix(settings: Settings) -> Service:
         max_wait=5.0,  # ten permits at 2/s: longer queues wait in Redis, where people see them
         connect_timeout=5.0,
         read_timeout=65.0,  # the portal gives up at 60 s; a shorter read would only lose answers
-        ops_per_permit=50,  # UPSTREAMS 1.1: a batch carries up to 50 commands
+        ops_per_permit=50 if settings.bitrix_coalesce else 1,  # UPSTREAMS 1.1: size of a batch
     )
 
 

@@ -71,7 +71,7 @@ class Settings(BaseSettings):
         Field(
             gt=0,
             description="Seconds after which the jobs of a worker that stopped beating come back. "
-            "Running workers renew theirs three times in that span.",
+            "Running workers vouch for theirs five times in that span.",
         ),
     ] = 30.0
 

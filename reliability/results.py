@@ -1,15 +1,24 @@
-"""Results in Redis, as Celery keeps them, without a subscription for every `delay()`.
+"""Results in Redis, as Celery keeps them, but for what Celery does while Redis is away.
 
 Stock Celery subscribes to a job's result before it sends the job: one more round trip each, and a
 `delay()` that hangs for 20 s when Redis is away. `AsyncResult.get()` subscribes by itself and looks
 at the stored result after that, so nothing is missed.
+
+Stock Celery takes a job whose result cannot be stored for a failed one. Here its thread tries on:
+the job is done, and while Redis is away it cannot be acknowledged either.
 """
 
 from __future__ import annotations
 
+import logging
+import time
 from typing import Any
 
 from celery.backends.redis import RedisBackend, SentinelBackend
+
+logger = logging.getLogger(__name__)
+
+PAUSE = 1.0  # seconds between two attempts to store a result
 
 
 class Results(RedisBackend):
@@ -18,9 +27,15 @@ class Results(RedisBackend):
     def on_task_call(self, producer: Any, task_id: str) -> None:
         """Leave the caller alone."""
 
+    def store_result(self, task_id: str, *args: Any, **kwargs: Any) -> Any:
+        """Store it, however long that takes."""
+        while True:
+            try:
+                return super().store_result(task_id, *args, **kwargs)
+            except self.connection_errors as error:
+                logger.warning("the result of %s waits for Redis: %s", task_id, error)
+                time.sleep(PAUSE)
 
-class SentinelResults(SentinelBackend):
-    """Celery's results on the master that the Sentinels name."""
 
-    def on_task_call(self, producer: Any, task_id: str) -> None:
-        """Leave the caller alone."""
+class SentinelResults(Results, SentinelBackend):
+    """The same on the master that the Sentinels name."""

@@ -20,130 +20,34 @@ import gc
 import hashlib
 import logging
 import os
-import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
 from typing import Any, ClassVar
-from weakref import WeakValueDictionary
 
+from kombu.connection import resolve_aliases
 from kombu.transport import redis as stock
-from kombu.transport import virtual
 from kombu.utils.json import dumps, loads
 from redis import Redis
 from redis.commands.core import Script
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import NoScriptError, RedisError
 
 from reliability import keys
+from reliability.holding import Keeper, Ledger, Message, QoS, refusals
 from reliability.scripts import script
 
 logger = logging.getLogger(__name__)
-
-BEAT = keys.OURS + "beat"  # string: when anybody last beat, and since when somebody has
 
 MOVE_AT_MOST = 200  # parked jobs per visit: keeps one script under a few milliseconds
 TAKE_AT_MOST = 128  # messages per visit, likewise
 RESTORE_AT_MOST = 500  # abandoned messages per beat, likewise
 ACKS_AT_MOST = 1000  # Lua's unpack() refuses some 8,000
-BEATS_PER_TIMEOUT = 5
 BEATS_MISSED = 4  # then a message counts as abandoned; the fifth beat finds it within the timeout
-ACK_WITHIN = 1.0  # seconds an acknowledgement waits for a visit to ride on
-
-
-class Message(virtual.Message):
-    """A message whose undecodable body is an error to report, not an exception that stops us."""
-
-    def __init__(self, payload: dict[str, Any], channel: Any = None, **kwargs: Any) -> None:
-        try:
-            super().__init__(payload, channel=channel, **kwargs)
-        except Exception:  # noqa: BLE001  # base64, or an encoding nobody has heard of
-            super().__init__({**payload, "body": ""}, channel=channel, **kwargs)
-            self.body = payload["body"]
-            self.errors.append(sys.exc_info())
-
-
-@dataclass(frozen=True, slots=True)
-class Ledger:
-    """What one process owes to one broker, whichever of its channels speaks to it next."""
-
-    acks: deque[str] = field(default_factory=deque)
-    #: Messages of lost channels, for as long as somebody in this process still works on them.
-    adopted: WeakValueDictionary[str, Message] = field(default_factory=WeakValueDictionary)
-
-
-class QoS(stock.QoS):
-    """Unacknowledged messages: stored by the take script, acknowledged in company."""
-
-    def append(self, message: Any, delivery_tag: str) -> None:
-        virtual.QoS.append(self, message, delivery_tag)  # the script has stored it already
-
-    def can_consume(self) -> bool:
-        # What an answer under way brings is ours already, whatever became of the prefetch limit.
-        return self.channel.answer_is_due or bool(super().can_consume())
-
-    def ack(self, delivery_tag: str) -> None:
-        virtual.QoS.ack(self, delivery_tag)
-        self.channel.acknowledge(delivery_tag)
-
-    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
-        if not requeue:
-            self.ack(delivery_tag)
-            return
-        virtual.QoS.ack(self, delivery_tag)  # first: what we fail to return must not be vouched for
-        self.channel.give_back(delivery_tag, leftmost=True)
-
-    def held(self) -> list[str]:
-        """Return the delivery tags that this channel still works on, oldest first."""
-        return [tag for tag in list(self._delivered) if tag not in self._dirty]
-
-    def drop(self, tag: str) -> None:
-        self._delivered.pop(tag, None)
-
-    def forget(self) -> dict[str, Any]:
-        """Return what is held, and hold it no more."""
-        held = {tag: self._delivered[tag] for tag in self.held()}
-        self._delivered.clear()
-        return held
-
-    def restore_unacked(self, client: Any = None) -> None:
-        for tag in reversed(self.forget()):
-            self.channel.give_back(tag)
-
-    def restore_visible(self, *args: Any, **kwargs: Any) -> None:
-        """Do nothing: the keeper does."""
-
-
-class Keeper(threading.Thread):
-    """Vouches for what a channel holds while its consumer is busy, stuck in a job, or leaving."""
-
-    def __init__(self, channel: Channel) -> None:
-        super().__init__(name="broker-keeper", daemon=True)
-        self._channel = channel
-        self._left = threading.Event()
-
-    def leave(self) -> None:
-        self._left.set()
-
-    def run(self) -> None:
-        channel, due, pause = self._channel, 0.0, 0.0
-        period = channel.visibility_timeout / BEATS_PER_TIMEOUT
-        while not self._left.wait(pause):
-            pause = min(ACK_WITHIN, period)
-            try:
-                channel.flush_acks()
-                if time.monotonic() >= due:
-                    due = time.monotonic() + period
-                    channel.beat(period)
-            except (RedisError, OSError) as error:  # the consumer meets it too, and reconnects
-                logger.debug("no beat this time: %r", error)
-            except Exception:
-                logger.exception("no beat this time")
 
 
 class Channel(stock.Channel):
@@ -351,7 +255,7 @@ class Channel(stock.Channel):
     def _reply(self) -> Any:
         connection = self.client.connection
         try:
-            with _refusals():
+            with refusals():
                 reply = connection.read_response()
         except NoScriptError:  # Redis was restarted, or its scripts were flushed: send the source
             self._loaded = False
@@ -458,7 +362,7 @@ class Channel(stock.Channel):
             return
         try:
             # No MULTI: at its memory limit Redis refuses to queue anything, removals too.
-            with _refusals(), self.plain.pipeline(transaction=False) as pipe:
+            with refusals(), self.plain.pipeline(transaction=False) as pipe:
                 pipe.hdel(self.key(self.unacked_key), *tags)
                 pipe.zrem(self.key(self.unacked_index_key), *tags)
                 pipe.execute()
@@ -478,7 +382,7 @@ class Channel(stock.Channel):
         if self.ledger.adopted:
             gc.collect()  # what a reconnect dropped is held by reference cycles alone
         held = {*self.qos.held(), *self.ledger.adopted}
-        names = [self.unacked_index_key, BEAT]
+        names = [self.unacked_index_key, keys.BEAT]
         abandoned = self.run("beat", names, [period, BEATS_MISSED, RESTORE_AT_MOST, *held])
         for tag in reversed(abandoned):
             logger.info("giving %r back to its queue: its worker is gone", tag)
@@ -486,7 +390,7 @@ class Channel(stock.Channel):
 
     def give_back(self, tag: str | bytes, *, leftmost: bool = False) -> None:
         """Return one unacknowledged message to its queue; ring, so that somebody hears of it."""
-        with _refusals():
+        with refusals():
             stored: Any = self.plain.hget(self.key(self.unacked_key), tag)
             if stored is None:
                 self.plain.zrem(self.key(self.unacked_index_key), tag)
@@ -594,6 +498,11 @@ class SentinelTransport(Transport):
     Channel = SentinelChannel
 
 
+# What monitors are told: Flower picks its way to the queue lengths by the scheme of the broker.
+resolve_aliases[f"{__name__}:Transport"] = "redis"
+resolve_aliases[f"{__name__}:SentinelTransport"] = "sentinel"
+
+
 def _due(message: dict[str, Any]) -> float | None:
     """Return when *message* wants to run, in unix seconds (naive is UTC); None for at once."""
     eta = (message.get("headers") or {}).get("eta")
@@ -615,17 +524,6 @@ def _payload(raw: bytes) -> dict[str, Any] | None:
     except Exception:  # noqa: BLE001  # kombu's own types decode with errors of every kind
         return None
     return payload if all(isinstance(part, dict) for part in parts) else None
-
-
-@contextmanager
-def _refusals() -> Iterator[None]:
-    """Turn a refusal (read-only replica, failing disk) into an error Celery reconnects after."""
-    try:
-        yield
-    except NoScriptError:
-        raise
-    except ResponseError as refusal:
-        raise RedisConnectionError(f"the broker refuses: {refusal}") from refusal
 
 
 @cache

@@ -32,12 +32,14 @@ def waves() -> list[list[Call]]:
         [_profile(n) for n in range(PROFILES)],
         orders[:half] + orders[:20],  # impatient customers press the button twice
         [_change(rng, rng.randrange(half)) for _ in range(CHANGES // 2)],
-        orders[half:],
+        # The portal will refuse what becomes of the last one, after its job was accepted.
+        [
+            *orders[half:],
+            Call("POST", "/orders", {"order_id": REFUSED, "title": "A refused one"}, CREATE_DEAL),
+        ],
         [_change(rng, rng.randrange(ORDERS)) for _ in range(CHANGES // 2)],
         [
             *(_rename(rng, n) for n in range(0, PROFILES, 4)),
-            # The portal refuses this amount, after the job was accepted: a dead letter.
-            Call("POST", "/orders", {"order_id": REFUSED, "title": "A refused one"}, CREATE_DEAL),
             Call("PATCH", f"/orders/{REFUSED}", {"amount": "a lot"}, UPDATE_DEAL),
             # This one `delay()` refuses in the shop.
             Call("POST", "/orders", {"order_id": "", "title": ""}, CREATE_DEAL),

@@ -70,7 +70,8 @@ class Operation(Task):
         if "history" not in headers:  # a retry is sent as it came, whatever it holds
             args, kwargs = (), self.payload.write(args or (), kwargs or {})
         headers.setdefault("accepted_at", time.time())
-        return super().apply_async(args, kwargs, *rest, headers=headers, **options)
+        shown = {"argsrepr": "()", "kwargsrepr": self.payload.shown(kwargs or {})}
+        return super().apply_async(args, kwargs, *rest, headers=headers, **{**options, **shown})
 
     # -- the worker's side
 

@@ -60,15 +60,13 @@ class Consumer(CeleryConsumer):
         bury_message(message, exc)
         super().on_decode_error(message, exc)
 
-    def on_connection_error_after_connected(self, exc: Exception) -> None:
-        """Leave running jobs alone: they go on, and are acknowledged on the next connection.
+    def call_soon_ack(self, p: Any, *args: Any, **kwargs: Any) -> Any:
+        """Acknowledge in the thread that ran the job: our transport lets any thread do so.
 
-        What a closing channel gives back would run a second time beside itself. Jobs that were
-        really dropped are not vouched for any more and come back after the visibility timeout.
+        Celery asks the event loop to; a worker that is leaving has none any more, and its last
+        jobs would stay unacknowledged until all of them have ended.
         """
-        for channel in self.connection.transport.channels:
-            channel.do_restore = False
-        super().on_connection_error_after_connected(exc)
+        return p(*args, **kwargs)
 
 
 # -- the ways to die

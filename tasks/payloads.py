@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from datetime import MAXYEAR, MINYEAR, UTC, datetime
 from decimal import Decimal
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from pydantic import (
     AfterValidator,
@@ -81,6 +81,7 @@ def _is_text(value: Any) -> Any:
 
 HALF_A_PAIR = re.compile("[\ud800-\udfff]")
 NOISE = 1e-6  # of a rouble; every third decimal that anybody means is larger
+HIDDEN = "•••"
 PROBLEMS = 5  # told in full; a caller with more of them has mixed up something else
 LONGEST_PATH = 80  # characters
 
@@ -113,6 +114,11 @@ class Payload:
         self.task = task
         self.signature = inspect.signature(body, eval_str=True)
         self.model = _model(task, self.signature)
+        self._open = {
+            name
+            for name, parameter in self.signature.parameters.items()
+            if any(kind in (Id, Timestamp) for kind in _kinds(parameter.annotation))
+        }
 
     def write(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Return the arguments as they go on the wire: by name, JSON only.
@@ -128,6 +134,10 @@ class Payload:
         checked = self._checked(args, kwargs)
         return {name: getattr(checked, name) for name in type(checked).model_fields}
 
+    def shown(self, kwargs: Mapping[str, Any]) -> str:
+        """Return the arguments as a monitor may show them: ids and times, no person's words."""
+        return repr({name: kwargs[name] if name in self._open else HIDDEN for name in kwargs})
+
     def _checked(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> BaseModel:
         try:
             bound = self.signature.bind_partial(*args, **kwargs).arguments if args else kwargs
@@ -141,6 +151,11 @@ class Payload:
             raise (MissingFields if missing else InvalidData)(f"{self.task}: {text}") from None
         except TypeError as error:
             raise InvalidData(f"{self.task}: {error}") from None
+
+
+def _kinds(annotation: Any) -> tuple[Any, ...]:
+    """Return an annotation and, of a union, its parts."""
+    return annotation, *get_args(annotation)
 
 
 def _path(location: tuple[int | str, ...]) -> str:

@@ -24,12 +24,15 @@ PAUSE = 2.0
 def choose_queues(instance: Any = None, options: Any = None, **_: Any) -> None:
     """Leave alone the queues whose jobs would only fail here; they wait in Redis meanwhile.
 
-    A queue that was asked for with `-Q` and cannot be served ends the worker, with the reason.
+    A queue that was asked for with `-Q` and is unknown, or cannot be served, ends the worker, with
+    the reason.
     """
     obstacles = {queue: why for queue, why in settings().queues.items() if why}
     asked_for = options.get("queues") or ()
     if isinstance(asked_for, str):
         asked_for = [name.strip() for name in asked_for.split(",")]
+    for queue in set(asked_for) - set(settings().queues):
+        _refuse(f"there is no queue {queue}; there are: {', '.join(settings().queues)}")
     for queue in set(asked_for) & set(obstacles):
         _refuse(f"the queue {queue} cannot be served: {obstacles[queue]}")
     if asked_for:
@@ -56,6 +59,9 @@ def upgrade_schema(**_: Any) -> None:
                 _refuse(f"the database cannot be used: {reason} (check DATABASE_URL)")
             logger.warning("waiting for the database: %s", reason)
             time.sleep(PAUSE)
+        except Exception as error:  # Celery would swallow it, and the jobs would die one by one
+            logger.exception("the schema could not be brought up to date")
+            _refuse(f"the database cannot be used: {classified(error)} (check DATABASE_URL)")
         else:
             return
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 
 import pytest
@@ -78,11 +78,18 @@ def _no_lingering(monkeypatch):
     monkeypatch.setattr(coalescing, "LINGER", NEVER)
 
 
-@contextmanager
-def threads(count: int) -> Iterator[ThreadPoolExecutor]:
-    pool = ThreadPoolExecutor(count)
-    yield pool
-    pool.shutdown(wait=False)
+def start(work: Callable[..., object], *arguments: object) -> Future:
+    """Work in a thread that nobody has to wait for: a call that hangs fails its test alone."""
+    future: Future = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work(*arguments))
+        except Exception as error:  # noqa: BLE001  # it is what the test looks at
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -96,12 +103,12 @@ def queued(coalescer: Coalescer) -> list[object]:
     return [waiter.call for waiter in list(coalescer._queue)]
 
 
-def send_in_order(pool, coalescer, calls) -> list[Future]:
+def send_in_order(coalescer, calls) -> list[Future]:
     """Let one thread each make these calls, in this order."""
     futures = []
     for call in calls:
         before = queued(coalescer)
-        futures.append(pool.submit(coalescer.call, call))
+        futures.append(start(coalescer.call, call))
         until(lambda before=before, call=call: queued(coalescer) == [*before, call])
     return futures
 
@@ -111,19 +118,20 @@ def errors_of(futures) -> list[BaseException]:
 
 
 @contextmanager
-def one_under_way(upstream, pool, coalescer) -> Iterator[Future]:
+def one_under_way(upstream, coalescer) -> Iterator[Future]:
     """Hold a first request back, so that what comes meanwhile has to wait."""
     upstream.answering.clear()
-    first = pool.submit(coalescer.call, "first")
+    first = start(coalescer.call, "first")
     until(lambda: upstream.requests == [["first"]])
-    yield first
-    upstream.answering.set()
+    try:
+        yield first
+    finally:
+        upstream.answering.set()
     assert first.result(DEADLINE) == "answer to first"
 
 
 def test_a_lone_call_goes_out_at_once_and_alone(upstream):
-    with threads(1) as pool:
-        answer = pool.submit(upstream.coalescer().call, "a").result(DEADLINE)
+    answer = start(upstream.coalescer().call, "a").result(DEADLINE)
 
     assert answer == "answer to a"
     assert upstream.requests == [["a"]]
@@ -131,11 +139,10 @@ def test_a_lone_call_goes_out_at_once_and_alone(upstream):
 
 
 def test_calls_that_come_while_a_request_is_under_way_go_together(upstream):
-    with threads(9) as pool:
-        coalescer = upstream.coalescer()
-        with one_under_way(upstream, pool, coalescer):
-            futures = send_in_order(pool, coalescer, "abcd")
-        answers = [future.result(DEADLINE) for future in futures]
+    coalescer = upstream.coalescer()
+    with one_under_way(upstream, coalescer):
+        futures = send_in_order(coalescer, "abcd")
+    answers = [future.result(DEADLINE) for future in futures]
 
     assert answers == [f"answer to {call}" for call in "abcd"]
     assert upstream.requests == [["first"], ["a", "b", "c", "d"]]
@@ -143,37 +150,34 @@ def test_calls_that_come_while_a_request_is_under_way_go_together(upstream):
 
 
 def test_calls_that_come_while_the_gate_is_asked_go_together(upstream):
-    with threads(9) as pool:
-        coalescer = upstream.coalescer()
-        upstream.open_gate.clear()
-        futures = [pool.submit(coalescer.call, "a")]
-        until(lambda: upstream.asked == [1])
-        futures += [pool.submit(coalescer.call, call) for call in "bcd"]
-        until(lambda: len(queued(coalescer)) == 4)
-        upstream.open_gate.set()
-        errors = errors_of(futures)
+    coalescer = upstream.coalescer()
+    upstream.open_gate.clear()
+    futures = [start(coalescer.call, "a")]
+    until(lambda: upstream.asked == [1])
+    futures += [start(coalescer.call, call) for call in "bcd"]
+    until(lambda: len(queued(coalescer)) == 4)
+    upstream.open_gate.set()
+    errors = errors_of(futures)
 
     assert errors == [None] * 4
     assert [sorted(request) for request in upstream.requests] == [["a", "b", "c", "d"]]
 
 
 def test_a_full_request_does_not_wait_for_the_one_before(upstream):
-    with threads(9) as pool:
-        coalescer = upstream.coalescer(size=3)
-        with one_under_way(upstream, pool, coalescer):
-            for call in "abc":
-                pool.submit(coalescer.call, call)
-            until(lambda: len(upstream.requests) == 2)
+    coalescer = upstream.coalescer(size=3)
+    with one_under_way(upstream, coalescer):
+        for call in "abc":
+            start(coalescer.call, call)
+        until(lambda: len(upstream.requests) == 2)
 
-            assert sorted(upstream.requests[1]) == ["a", "b", "c"]
+        assert sorted(upstream.requests[1]) == ["a", "b", "c"]
 
 
 def test_no_request_carries_more_than_fit(upstream):
-    with threads(9) as pool:
-        coalescer = upstream.coalescer(size=3, in_flight=1)
-        with one_under_way(upstream, pool, coalescer):
-            futures = send_in_order(pool, coalescer, "abcdefgh")
-        errors = errors_of(futures)
+    coalescer = upstream.coalescer(size=3, in_flight=1)
+    with one_under_way(upstream, coalescer):
+        futures = send_in_order(coalescer, "abcdefgh")
+    errors = errors_of(futures)
 
     assert errors == [None] * 8
     assert upstream.requests[1:] == [["a", "b", "c"], ["d", "e", "f"], ["g", "h"]]
@@ -181,19 +185,17 @@ def test_no_request_carries_more_than_fit(upstream):
 
 def test_a_call_does_not_wait_for_ever_for_company(upstream, monkeypatch):
     monkeypatch.setattr(coalescing, "LINGER", 0.01)
-    with threads(2) as pool:
-        coalescer = upstream.coalescer()
-        with one_under_way(upstream, pool, coalescer):
-            pool.submit(coalescer.call, "late")
-            until(lambda: upstream.requests == [["first"], ["late"]])
+    coalescer = upstream.coalescer()
+    with one_under_way(upstream, coalescer):
+        start(coalescer.call, "late")
+        until(lambda: upstream.requests == [["first"], ["late"]])
 
 
 def test_what_must_go_alone_does_and_keeps_its_turn(upstream):
-    with threads(9) as pool:
-        coalescer = upstream.coalescer(in_flight=1, alone=lambda call: call.isupper())
-        with one_under_way(upstream, pool, coalescer):
-            futures = send_in_order(pool, coalescer, "abCDef")
-        errors = errors_of(futures)
+    coalescer = upstream.coalescer(in_flight=1, alone=lambda call: call.isupper())
+    with one_under_way(upstream, coalescer):
+        futures = send_in_order(coalescer, "abCDef")
+    errors = errors_of(futures)
 
     assert errors == [None] * 6
     assert upstream.requests[1:] == [["a", "b"], ["C"], ["D"], ["e", "f"]]
@@ -206,11 +208,10 @@ def test_the_error_of_one_call_does_not_touch_the_others(upstream):
         return f"answer to {call}"
 
     upstream.answer = answer
-    with threads(9) as pool:
-        coalescer = upstream.coalescer()
-        with one_under_way(upstream, pool, coalescer):
-            futures = send_in_order(pool, coalescer, "abc")
-        errors = errors_of(futures)
+    coalescer = upstream.coalescer()
+    with one_under_way(upstream, coalescer):
+        futures = send_in_order(coalescer, "abc")
+    errors = errors_of(futures)
 
     assert [type(error) for error in errors] == [type(None), NotFound, type(None)]
     assert futures[2].result() == "answer to c"
@@ -219,13 +220,12 @@ def test_the_error_of_one_call_does_not_touch_the_others(upstream):
 def test_a_closed_gate_turns_everybody_away_one_behind_the_other(upstream):
     upstream.open_gate.clear()
     upstream.closed = CircuitOpen("it is down", service="bitrix", retry_after=10.0)
-    with threads(9) as pool:
-        coalescer = upstream.coalescer()
-        first = pool.submit(coalescer.call, "first")
-        until(lambda: upstream.asked == [1])
-        futures = [first, *send_in_order(pool, coalescer, "abcd")]
-        upstream.open_gate.set()
-        errors = errors_of(futures)
+    coalescer = upstream.coalescer()
+    first = start(coalescer.call, "first")
+    until(lambda: upstream.asked == [1])
+    futures = [first, *send_in_order(coalescer, "abcd")]
+    upstream.open_gate.set()
+    errors = errors_of(futures)
 
     assert {type(error) for error in errors} == {CircuitOpen}
     assert [error.retry_after for error in errors] == [10.0, 10.5, 11.0, 11.5, 12.0]
@@ -236,15 +236,14 @@ def test_a_closed_gate_turns_everybody_away_one_behind_the_other(upstream):
 def test_a_gate_that_cannot_be_asked_fails_each_call_and_is_asked_again(upstream):
     upstream.open_gate.clear()
     upstream.closed = InternalError("Redis is away", code="ConnectionError")
-    with threads(9) as pool:
-        coalescer = upstream.coalescer()
-        first = pool.submit(coalescer.call, "first")
-        until(lambda: upstream.asked == [1])
-        futures = [first, *send_in_order(pool, coalescer, "ab")]
-        upstream.open_gate.set()
-        errors = errors_of(futures)
-        upstream.closed = None
-        later = pool.submit(coalescer.call, "later").result(DEADLINE)
+    coalescer = upstream.coalescer()
+    first = start(coalescer.call, "first")
+    until(lambda: upstream.asked == [1])
+    futures = [first, *send_in_order(coalescer, "ab")]
+    upstream.open_gate.set()
+    errors = errors_of(futures)
+    upstream.closed = None
+    later = start(coalescer.call, "later").result(DEADLINE)
 
     assert {type(error) for error in errors} == {InternalError}
     assert {error.code for error in errors} == {"ConnectionError"}
@@ -274,11 +273,10 @@ def test_every_thread_gets_an_exception_of_its_own(upstream, failure, kind):
         else:
             raise failure
 
-    with threads(9) as pool:
-        coalescer = upstream.coalescer(send=send)
-        with one_under_way(upstream, pool, coalescer):
-            futures = send_in_order(pool, coalescer, "abc")
-        errors = errors_of(futures)
+    coalescer = upstream.coalescer(send=send)
+    with one_under_way(upstream, coalescer):
+        futures = send_in_order(coalescer, "abc")
+    errors = errors_of(futures)
 
     assert {type(error) for error in errors} == {kind}
     assert len({id(error) for error in [failure, *errors]}) == 4
@@ -292,12 +290,11 @@ def test_a_bug_while_answers_are_handed_out_leaves_nobody_hanging(upstream):
         waiters[0].future.set_result("in time")
         raise ZeroDivisionError
 
-    with threads(9) as pool:
-        coalescer = upstream.coalescer(send=send)
-        with one_under_way(upstream, pool, coalescer):
-            a, b, c = send_in_order(pool, coalescer, "abc")
-        errors = errors_of([b, c])
-        later = pool.submit(coalescer.call, "later").result(DEADLINE)
+    coalescer = upstream.coalescer(send=send)
+    with one_under_way(upstream, coalescer):
+        a, b, c = send_in_order(coalescer, "abc")
+    errors = errors_of([b, c])
+    later = start(coalescer.call, "later").result(DEADLINE)
 
     assert a.result(DEADLINE) == "in time"
     assert [type(error) for error in errors] == [ZeroDivisionError] * 2
@@ -305,9 +302,8 @@ def test_a_bug_while_answers_are_handed_out_leaves_nobody_hanging(upstream):
 
 
 def test_a_call_that_everybody_forgot_is_in_doubt_and_not_hanging(upstream):
-    with threads(1) as pool:
-        coalescer = upstream.coalescer(send=lambda permit, waiters: None)
-        error = pool.submit(coalescer.call, "a").exception(DEADLINE)
+    coalescer = upstream.coalescer(send=lambda permit, waiters: None)
+    error = start(coalescer.call, "a").exception(DEADLINE)
 
     # Nothing of ours: a JobError would promise to know that nothing has happened.
     assert type(error) is RuntimeError
@@ -315,17 +311,16 @@ def test_a_call_that_everybody_forgot_is_in_doubt_and_not_hanging(upstream):
 
 def test_who_finds_no_place_in_a_request_comes_back_later(upstream, monkeypatch):
     monkeypatch.setattr(coalescing, "LINGER", 0.01)
-    with threads(9) as pool:
-        coalescer = upstream.coalescer(size=1, in_flight=2)
-        upstream.answering.clear()
-        under_way = [pool.submit(coalescer.call, "a")]
-        until(lambda: len(upstream.requests) == 1)
-        under_way.append(pool.submit(coalescer.call, "b"))
-        until(lambda: len(upstream.requests) == 2)
-        coalescer._patience = 0.05
-        errors = errors_of([pool.submit(coalescer.call, call) for call in "cdef"])
-        upstream.answering.set()
-        answers = [future.result(DEADLINE) for future in under_way]
+    coalescer = upstream.coalescer(size=1, in_flight=2)
+    upstream.answering.clear()
+    under_way = [start(coalescer.call, "a")]
+    until(lambda: len(upstream.requests) == 1)
+    under_way.append(start(coalescer.call, "b"))
+    until(lambda: len(upstream.requests) == 2)
+    coalescer._patience = 0.05
+    errors = errors_of([start(coalescer.call, call) for call in "cdef"])
+    upstream.answering.set()
+    answers = [future.result(DEADLINE) for future in under_way]
 
     assert {type(error) for error in errors} == {RateLimited}
     assert {error.service for error in errors} == {"upstream"}
@@ -335,19 +330,17 @@ def test_who_finds_no_place_in_a_request_comes_back_later(upstream, monkeypatch)
 
 
 def test_what_has_waited_too_long_for_its_permit_is_not_sent_any_more(upstream):
-    with threads(1) as pool:
-        coalescer = upstream.coalescer(permit=lambda _: Permit(wait=0.05), patience=0.01)
-        error = pool.submit(coalescer.call, "a").exception(DEADLINE)
+    coalescer = upstream.coalescer(permit=lambda _: Permit(wait=0.05), patience=0.01)
+    error = start(coalescer.call, "a").exception(DEADLINE)
 
     assert isinstance(error, RateLimited)
     assert upstream.requests == []
 
 
 def test_a_process_that_is_ending_says_so(upstream):
-    with threads(1) as pool:
-        coalescer = upstream.coalescer()
-        coalescer._senders.shutdown()
-        error = pool.submit(coalescer.call, "a").exception(DEADLINE)
+    coalescer = upstream.coalescer()
+    coalescer._senders.shutdown()
+    error = start(coalescer.call, "a").exception(DEADLINE)
 
     assert isinstance(error, InternalError)
     assert "ending" in error.detail
@@ -355,23 +348,22 @@ def test_a_process_that_is_ending_says_so(upstream):
 
 def test_many_threads_and_many_rounds_all_get_their_own_answer(upstream, monkeypatch):
     monkeypatch.setattr(coalescing, "LINGER", 0.001)
-    rounds, start = 20, threading.Barrier(200)
+    rounds, ready = 20, threading.Barrier(200)
     coalescer = upstream.coalescer()
 
     def work(number: int) -> list[bool]:
-        start.wait(DEADLINE)
+        ready.wait(DEADLINE)
         calls = [f"{number}.{turn}" for turn in range(rounds)]
         return [coalescer.call(call) == f"answer to {call}" for call in calls]
 
-    with threads(200) as pool:
-        flushers = {t.ident for t in threading.enumerate() if t.name == "upstream-flusher"}
-        done = [pool.submit(work, number) for number in range(200)]
-        right = [future.result(3 * DEADLINE) for future in done]
-        new = [
-            thread
-            for thread in threading.enumerate()
-            if thread.name == "upstream-flusher" and thread.ident not in flushers
-        ]
+    flushers = {t.ident for t in threading.enumerate() if t.name == "upstream-flusher"}
+    done = [start(work, number) for number in range(200)]
+    right = [future.result(3 * DEADLINE) for future in done]
+    new = [
+        thread
+        for thread in threading.enumerate()
+        if thread.name == "upstream-flusher" and thread.ident not in flushers
+    ]
 
     sent = [call for request in upstream.requests for call in request]
     assert right == [[True] * rounds] * 200

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import sys
 from datetime import UTC, datetime, timedelta, timezone
@@ -393,6 +394,26 @@ def test_every_body_gets_fields_of_its_own():
     first["TITLE"] = "changed"
 
     assert second == {}
+
+
+@pytest.mark.parametrize(
+    ("task", "shown"),
+    [
+        (
+            "create_deal",
+            {"order_id": "7", "contact_user_id": "8", "updated_at": "2026-01-31T09:00:00+00:00"},
+        ),
+        ("create_contact", {"user_id": "7", "updated_at": None}),
+        ("handle_webhook", {"entity_id": "7"}),
+    ],
+)
+def test_a_monitor_sees_ids_and_times_and_no_persons_words(task, shown):
+    more = {"contact_user_id": 8, "updated_at": "2026-01-31T12:00:00+03:00", "amount": "99.90"}
+    written = write(task, **(more if task == "create_deal" else {}))
+    seen = ast.literal_eval(payload(task).shown(written))
+
+    assert set(seen) == set(written)
+    assert {name: value for name, value in seen.items() if value != "•••"} == shown
 
 
 # -- on the wire

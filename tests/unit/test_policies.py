@@ -166,7 +166,7 @@ def test_an_unavailable_upstream_that_names_a_time_is_believed():
 def test_a_rate_limit_waits_as_long_as_it_says():
     error = errors.RateLimited(retry_after=900)
 
-    assert 900 <= decide(error, FRESH).delay <= 901
+    assert decide(error, FRESH, chance=lambda: 1.0).delay == 900
 
 
 def test_a_rate_limit_is_never_scaled():
@@ -285,7 +285,7 @@ def test_a_closed_gate_parks_the_job(kind):
     decision = decide(kind(retry_after=17), FRESH)
 
     assert decision.action is Action.PARK
-    assert decision.delay >= 17
+    assert decision.delay == 17  # a place in the gate's line: jitter would destroy the order
     assert decision.policy.level <= logging.INFO
 
 
@@ -463,7 +463,7 @@ def test_jitter_only_adds(kind, asked, history, task, chance):
     decision = decide(error, history, task, Defaults(), lambda: chance)
     assume(decision.action in COMES_BACK)
 
-    assert least.delay <= decision.delay <= max(least.delay * 1.25, least.delay + 15)
+    assert least.delay <= decision.delay <= least.delay * 1.25
 
 
 @given(returning, young, tasks, scales, chances)
@@ -478,7 +478,7 @@ def test_the_time_scale_multiplies_what_is_ours(kind, history, task, scale, chan
 @given(timed_waits, st.floats(1, 600), young, tasks, scales)
 def test_the_time_scale_leaves_alone_what_an_upstream_asked(kind, asked, history, task, scale):
     error = build(kind, retry_after=asked)
-    decision = decide(error, history, task, Defaults(time_scale=scale), lambda: 0.0)
+    decision = decide(error, history, task, Defaults(time_scale=scale))
 
     assert decision.delay == asked
 
