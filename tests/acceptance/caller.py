@@ -1,0 +1,62 @@
+"""An application, in a process of its own: it calls `delay()` and reads results, as users do.
+
+One JSON line in, one JSON line out; `acceptance.system` speaks to it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from celery.result import AsyncResult
+
+from tasks import app, bitrix
+
+OPERATIONS = {
+    task.name: task
+    for task in vars(bitrix).values()
+    if getattr(task, "name", "").startswith("bitrix.")
+}
+
+
+def send(call):
+    """Call a task; one whose message is not to be checked here goes out by its name alone."""
+    task, kwargs, options = call["task"], call["kwargs"], call["options"]
+    begun = time.monotonic()
+    try:
+        if call["unchecked"]:
+            job = app.send_task(task, kwargs=kwargs, **options)
+        elif options:
+            job = OPERATIONS[task].apply_async(kwargs=kwargs, **options)
+        else:
+            job = OPERATIONS[task].delay(**kwargs)
+    except Exception as error:  # whatever the caller would see
+        return {
+            "error": type(error).__name__,
+            "text": str(error),
+            "seconds": time.monotonic() - begun,
+        }
+    return {"job": job.id}
+
+
+def get(job, timeout):
+    result = AsyncResult(job, app=app)
+    try:
+        value = result.get(timeout=timeout, propagate=False)
+    except Exception as error:  # such as none in time
+        return {"state": type(error).__name__, "result": str(error)}
+    return {"state": result.state, "result": value if result.successful() else repr(value)}
+
+
+def answer(request):
+    if "get" in request:
+        return get(request["get"], request["timeout"])
+    with ThreadPoolExecutor(len(request["calls"])) as pool:
+        return list(pool.map(send, request["calls"]))
+
+
+if __name__ == "__main__":
+    for line in sys.stdin:
+        print(json.dumps(answer(json.loads(line))), flush=True)

@@ -1,0 +1,47 @@
+"""Redis dies with work in flight, and comes back: the worker lives on, nothing lost or doubled."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from acceptance.system import System
+from fixtures.waiting import eventually
+
+
+@pytest.mark.parametrize("down", [0.0, 4.0], ids=["restarted at once", "down for a while"])
+def test_redis_is_killed_while_jobs_run_and_wait(empty_office: System, order: str, down: float):
+    office = empty_office
+    orders = [f"{order}-{n:02}" for n in range(24)]
+    worker = office.worker(BITRIX_COALESCE="false", WORKER_THREADS="12")
+    pid = worker.running.pid
+    slow = {"kind": "slow", "seconds": 0.7, "method": "crm.deal.add", "about": order, "times": 99}
+    office.portal.arm(slow)
+    jobs = office.send_all([("create_deal", {"order_id": one, "title": "x"}) for one in orders])
+    eventually(lambda: len(office.portal.calls("crm.deal.add", order)) >= 12)
+    waiting = office.redis.llen("bitrix")
+    office.stack.redis.stop()
+    time.sleep(down)  # the outage itself
+    office.stack.start_redis()
+    outcomes = office.results(jobs)
+
+    assert waiting > 0
+    assert {outcome["outcome"] for outcome in outcomes} <= {"created", "adopted"}
+    assert [len(office.portal.rows("deal", one)) for one in orders] == [1] * len(orders)
+    assert (worker.alive, worker.running.pid) == (True, pid)
+    assert office.open_letters() == []
+
+
+def test_a_caller_hears_quickly_that_redis_is_away(empty_office: System, order: str):
+    office, call = empty_office, ("create_deal", {"order_id": order, "title": "Lost?"})
+    office.stack.redis.stop()
+    (refused,) = office.try_all([call])
+    office.stack.start_redis()
+    (accepted,) = office.try_all([call])
+    office.worker()
+
+    assert refused["error"] == "OperationalError"
+    assert "refused" in refused["text"]
+    assert refused["seconds"] < 5
+    assert office.result(accepted["job"])["outcome"] == "created"
+    assert len(office.portal.calls("crm.deal.add", order)) == 1
