@@ -49,6 +49,8 @@ if _config.keep_results:
         "global_keyprefix": f"{_config.redis_stream_prefix}perennial:result:",
         "master_name": _config.redis_sentinel_master,
     }
+    if _config.redis_url.startswith("rediss"):
+        redis_backend_use_ssl = {"ssl_cert_reqs": "required"}
     result_expires = 86_400  # a day, CONTRACT
 task_ignore_result = not _config.keep_results
 redis_socket_timeout = 10

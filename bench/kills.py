@@ -44,7 +44,7 @@ def measure(kind: str, rounds: int, jobs: int) -> list[str]:
         importlib.import_module(application)  # the sender is on the same transport
         from tasks.bitrix import create_deal  # reads the environment when imported
 
-        worker = celery_worker(made, application, "w", "--without-mingle")
+        worker = celery_worker(made, application, "w")
         begun = time.monotonic()
         with httpx.Client(trust_env=False) as http:
             for number in range(rounds):
@@ -53,7 +53,7 @@ def measure(kind: str, rounds: int, jobs: int) -> list[str]:
                     create_deal.delay(order_id=order, title=f"Order {order}")
                 time.sleep(rng.uniform(0.0, 1.5))
                 worker.kill()
-                worker = celery_worker(made, application, "w", "--without-mingle")
+                worker = celery_worker(made, application, "w")
                 settle(http, made, (number + 1) * jobs)
             summary = http.get(f"{made.url('portal')}/_sandbox/summary").json()
         seconds = time.monotonic() - begun

@@ -54,7 +54,7 @@ def measure(kind: str, jobs: int) -> dict[str, float]:
         publish = jobs / (time.monotonic() - begun)
         with made.redis.client() as client:
             before, reads = commands(client), client.info("stats")["total_reads_processed"]
-            celery_worker(made, application, "w", "-I", "bench.ours", "--without-mingle")
+            celery_worker(made, application, "w", f"bench.{kind}")
             first = time.monotonic()
             left = client.llen("bitrix")
             wait(lambda: not client.llen("bitrix") and not client.hlen("unacked"), every=0.02)

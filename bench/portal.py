@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import httpx
 from rich.console import Console
 
-from bench.tools import peak_memory, stack, table, wait
+from bench.tools import celery_worker, peak_memory, stack, table, wait
 
 BURST = 2_500  # 50 requests of 50 operations: what the bucket carries at once
 
@@ -56,7 +56,7 @@ def measure(case: Case, jobs: int) -> list[str]:
         workers = []
         for n, file in enumerate(counts):
             made.env["BENCH_SQL"] = str(file)
-            workers.append(made.start_worker(f"w{n}", "-I", "bench.sql", "-l", "WARNING"))
+            workers.append(celery_worker(made, "tasks", f"w{n}", "bench.sql"))
         from tasks.bitrix import create_deal  # reads the environment when imported
 
         with made.redis.client() as redis, httpx.Client(trust_env=False) as http:

@@ -32,11 +32,12 @@ def stack(**env: str) -> Iterator[Stack]:
         settings.cache_clear()
 
 
-def celery_worker(made: Stack, app: str, name: str, *options: str) -> Process:
-    """Start a worker of another application than ours, on our stack."""
+def celery_worker(made: Stack, app: str, name: str, *includes: str) -> Process:
+    """Start a worker of *app* with a quiet log and these modules on top, and wait for it."""
     made.celery_app = app
+    modules = ",".join(("bench.ready", *includes))
     try:
-        return made.start_worker(name, "-l", "WARNING", *options)
+        return made.start_worker(name, "-l", "WARNING", "--without-mingle", "-I", modules)
     finally:
         made.celery_app = "tasks"
 

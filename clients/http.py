@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -36,6 +37,7 @@ for _name in ("httpx", "httpcore.connection", "httpcore.http11", "httpcore.proxy
 
 logger = logging.getLogger(__name__)
 
+AS_SENT = {"content-encoding", "content-length", "transfer-encoding"}  # of the body on the wire
 UNREACHABLE = (NetworkError, ServiceUnavailable, OutcomeUnknown)  # what the breaker counts
 
 
@@ -110,13 +112,31 @@ class Upstream:
         Never raises for the answer.
         """
         try:
-            response = self.client.post(path, json=body)
+            response = self._post(path, body)
         except httpx.RequestError as failure:
             lost = partial(classify_transport, failure, service=self.service.name, operation=path)
             answer = Answer(None, lambda safe: lost(safe=safe))
         else:
             answer = Answer(response, lambda safe: self.classify(response, safe=safe))
         return replace(answer, come_back=self._report(permit, answer.error(True), waiting))
+
+    def _post(self, path: str, body: Any) -> httpx.Response:
+        """Return the whole answer.
+
+        httpx's read timeout is between two bytes: a body that trickles would hold a thread for as
+        long as it likes. Threads cannot be killed, so the whole answer has a deadline, too.
+        """
+        deadline = time.monotonic() + self.service.read_timeout
+        content = bytearray()
+        with self.client.stream("POST", path, json=body) as answer:
+            for part in answer.iter_bytes():
+                content += part
+                if time.monotonic() > deadline:
+                    raise httpx.ReadTimeout("the answer did not end", request=answer.request)
+        headers = [item for item in answer.headers.multi_items() if item[0] not in AS_SENT]
+        return httpx.Response(
+            answer.status_code, headers=headers, content=bytes(content), request=answer.request
+        )
 
     def _report(self, permit: Permit, error: JobError | None, waiting: int) -> float | None:
         """Tell the gate; return when a refused call should come back."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from math import isfinite
@@ -86,10 +86,9 @@ class History:
         """How many retries were spent, whatever for."""
         return sum(self.spent.values())
 
-    @property
-    def waited_in_all(self) -> float:
-        """How many seconds were spent parked, whatever for."""
-        return sum(self.waited.values())
+    def waited_in_all(self, *, but: Collection[str] = ()) -> float:
+        """Return the seconds parked in all, without those of the rows in *but*."""
+        return sum(seconds for row, seconds in self.waited.items() if row not in but)
 
 
 def _numbers(counts: Any) -> Iterator[tuple[str, float]]:

@@ -53,6 +53,7 @@ class Backoff:
 
 
 DAY = 86_400.0  # a job may wait this long in all before a person should look at it
+MONTH = 30 * DAY  # what a person has closed, a person opens: as long as a dead letter is kept
 USUAL = Backoff(base=1.0)  # INITIAL_BACKOFF replaces the base
 
 
@@ -89,8 +90,10 @@ POLICIES: Mapping[type[BaseException], Policy] = {
     errors.Waiting: Policy(PARK, backoff=Backoff(5.0, cap=60.0), level=INFO),
     errors.RateLimited: Policy(PARK, backoff=Backoff(2.0, cap=60.0), level=WARNING),
     # A credential is changed, and a pause lifted, by a person: looking each minute is enough.
-    errors.Paused: Policy(PARK, backoff=Backoff(60.0, factor=1.0), level=INFO),
-    errors.CredentialHeld: Policy(PARK, backoff=Backoff(60.0, factor=1.0), level=INFO),
+    errors.Paused: Policy(PARK, backoff=Backoff(60.0, factor=1.0), budget=MONTH, level=INFO),
+    errors.CredentialHeld: Policy(
+        PARK, backoff=Backoff(60.0, factor=1.0), budget=MONTH, level=INFO
+    ),
     errors.Pending: Policy(
         PARK, backoff=Backoff(1.0, cap=30.0), at_latest=True, level=logging.DEBUG
     ),
@@ -98,11 +101,16 @@ POLICIES: Mapping[type[BaseException], Policy] = {
     errors.OutcomeUnknown: Policy(Action.RECONCILE, backoff=Backoff(5.0), refund=False),
     errors.InvalidData: Policy(RETRY, attempts=1, backoff=Backoff(2.0), refund=True, level=ERROR),
     errors.Unauthorized: Policy(
-        PARK, backoff=Backoff(60.0, factor=1.0), refund=True, level=ERROR, alert=True
+        PARK, backoff=Backoff(60.0, factor=1.0), budget=MONTH, refund=True, level=ERROR, alert=True
     ),
     errors.Forbidden: Policy(DEAD, refund=True, level=ERROR, alert=True),
     errors.Blocked: Policy(
-        PARK, backoff=Backoff(60.0, factor=1.0), refund=True, level=CRITICAL, alert=True
+        PARK,
+        backoff=Backoff(60.0, factor=1.0),
+        budget=MONTH,
+        refund=True,
+        level=CRITICAL,
+        alert=True,
     ),
     errors.NotConfigured: Policy(DEAD, refund=True, level=ERROR, alert=True),
     errors.BillingExhausted: Policy(
@@ -123,6 +131,10 @@ TASKS: Mapping[str, Mapping[type[BaseException], Policy]] = {
     "bitrix.update_contact": {errors.NotFound: GONE, errors.Duplicate: ADOPTED},
     "bitrix.handle_webhook": {errors.NotFound: GONE},
 }
+
+
+# Rows whose waits a person ends; they count for themselves, not against the day.
+PATIENT = frozenset(kind.__name__ for kind, row in POLICIES.items() if row.budget > DAY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,8 +191,9 @@ def decide(
             left = policy.budget
         case Action.PARK:
             turn = history.times(type(error).__name__)
-            own = history.waited.get(budget, 0.0)
-            left = min(policy.budget - own, DAY - history.waited_in_all)
+            left = policy.budget - history.waited.get(budget, 0.0)
+            if budget not in PATIENT:
+                left = min(left, DAY - history.waited_in_all(but=PATIENT))
         case _:
             return Decision(policy.action, policy)
     delay = _delay(error, policy, turn, defaults, chance())

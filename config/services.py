@@ -11,6 +11,7 @@ PREDECESSOR_GRACE = 10.0
 # s after which a create that was begun and not finished is taken for cancelled: the longest line
 # at a gate brings its jobs back within an hour
 PREDECESSOR_PATIENCE = 7200.0
+CALLS_PER_UPDATE = 2  # a contact is read first, to add only the addresses that are new
 CALLS_PER_CONTACT = 3  # a look-up by e-mail, one by phone, and the add
 
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 from celery import Task, current_task
@@ -27,6 +27,7 @@ from tasks.payloads import Payload
 
 logger = logging.getLogger(__name__)
 
+END_OF_TIME = 253_402_300_800.0  # the year 10000, which datetime does not know
 COMES_BACK = {Action.RETRY, Action.PARK, Action.RECONCILE, Action.SHUTDOWN}
 
 
@@ -78,11 +79,12 @@ class Operation(Task):
     def _governed(self, body: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(body)
         def run(*args: Any, **kwargs: Any) -> Any:
-            return self._attempt(lambda: body(**self.payload.read(args, kwargs)), kwargs)
+            read = partial(self.payload.read, args, kwargs)
+            return self._attempt(lambda: body(**read()), read)
 
         return run
 
-    def _attempt(self, body: Callable[[], Any], payload: Mapping[str, Any]) -> Any:
+    def _attempt(self, body: Callable[[], Any], read: Callable[[], dict[str, Any]]) -> Any:
         try:
             return body()
         except TaskPredicate:  # Retry, Ignore, Reject: Celery's own words
@@ -94,16 +96,15 @@ class Operation(Task):
                 logger.log(policy.level, "%s[%s] %s: %s", *self._who(), policy.outcome, error)
                 return {"outcome": policy.outcome}
             if policy.action is Action.ADOPT and isinstance(error, Duplicate):
-                return self._attempt(self._adoption(error, payload), payload)
+                return self._attempt(lambda: self._adopted(error, read()), read)
             if error is failure:
                 raise
             raise error from failure
 
-    def _adoption(self, error: Duplicate, payload: Mapping[str, Any]) -> Callable[[], Any]:
-        arguments = self.payload.read((), payload)
+    def _adopted(self, error: Duplicate, payload: Mapping[str, Any]) -> Mapping[str, Any]:
         adopt = type(self).adopt  # by the class: it is a function, not a method
         assert adopt is not None  # noqa: S101 - `_refuse_contradictions` saw to it
-        return lambda: adopt(error.existing_id, **arguments)
+        return adopt(error.existing_id, **payload)
 
     def retry(
         self,
@@ -183,8 +184,15 @@ def job() -> Job:
     request = current_task.request if current_task else None
     if request is None or request.id is None:
         return Job(id=f"direct-{threading.get_ident()}", accepted_at=None)
-    accepted = (request.headers or {}).get("accepted_at")
-    return Job(request.id, datetime.fromtimestamp(accepted, UTC) if accepted else None)
+    return Job(request.id, accepted_at(request.headers or {}))
+
+
+def accepted_at(headers: Mapping[str, Any]) -> datetime | None:
+    """Return when `delay()` took the job; None if the message does not say so in earnest."""
+    seconds = headers.get("accepted_at")
+    if not isinstance(seconds, int | float) or not 0 < seconds < END_OF_TIME:
+        return None
+    return datetime.fromtimestamp(seconds, UTC)
 
 
 def classified(failure: Exception) -> JobError:

@@ -15,6 +15,7 @@ from classifiers.errors import Duplicate, Pending
 from clients.bitrix import portal
 from config.services import (
     CALLS_PER_CONTACT,
+    CALLS_PER_UPDATE,
     PREDECESSOR_GRACE,
     PREDECESSOR_PATIENCE,
     bitrix,
@@ -24,7 +25,7 @@ from reliability.dead_letters import dead_letters
 from storage import effects, links
 from storage.links import KEEP, Entity, Link
 from tasks import operation
-from tasks.base import job
+from tasks.base import END_OF_TIME, job
 from tasks.payloads import Fields, Id, Money, Timestamp
 
 Outcome = dict[str, Any]
@@ -187,7 +188,7 @@ def rows_of(value: Any) -> list[dict[str, Any]]:
 def handle_webhook(
     event: Event,
     entity_id: Id,
-    ts: Annotated[int, Field(ge=0)],
+    ts: Annotated[int, Field(ge=0, lt=END_OF_TIME)],
 ) -> Outcome:
     """Look at what has changed in the portal and keep it beside the link.
 
@@ -290,7 +291,8 @@ def update(
 
     A *late_create* fills in what the updates that overtook it have not given.
     """
-    with effects.exclusive(key(entity, local_id), owner=job().id, lease=lease()):
+    span = CALLS_PER_UPDATE * lease()
+    with effects.exclusive(key(entity, local_id), owner=job().id, lease=span):
         link = links.get(entity, local_id)
         if link is None:
             raise Pending(f"the link of {entity} {local_id} is not written yet", service="bitrix")

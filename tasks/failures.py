@@ -25,7 +25,7 @@ from reliability import corrupt
 from reliability.connection import RedisError, redis_bytes
 from reliability.dead_letters import Body, Letter, Metadata, dead_letters
 from tasks import app
-from tasks.base import classified
+from tasks.base import accepted_at, classified
 
 logger = logging.getLogger(__name__)
 
@@ -182,7 +182,6 @@ def letter(
     kind = type(error).__name__
     history = History.from_headers(headers)
     last = history.after(fact, action="dead_letter", delay=0.0, spends="", waits=True, at=now)
-    accepted = headers.get("accepted_at")
     return Letter(
         message_id=job_id,
         original_queue=queue,
@@ -191,7 +190,7 @@ def letter(
         message_body=Body(task, tuple(args or ()), dict(kwargs or {})),
         metadata=Metadata(
             failed_at=datetime.fromtimestamp(now, UTC),
-            received_at=datetime.fromtimestamp(accepted, UTC) if accepted else None,
+            received_at=accepted_at(headers),
             retry_count=history.attempts,
             trace_id=trace_id or job_id,
         ),
@@ -202,7 +201,7 @@ def letter(
         history=last.entries,
         headers=headers,
         raw=b64encode(raw).decode(),
-        replays=int(headers.get("replays") or 0),
+        replays=replays if isinstance(replays := headers.get("replays"), int) else 0,
     )
 
 

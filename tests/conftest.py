@@ -2,4 +2,14 @@
 
 from __future__ import annotations
 
+import hypothesis
+import pytest
+
+# A busy machine is no failure: no test asserts on time.
+hypothesis.settings.register_profile("perennial", deadline=None)
+hypothesis.settings.load_profile("perennial")
+
 pytest_plugins = ["fixtures.databases", "fixtures.redis_servers"]
+
+# They hold assertions that should say as much as those of a test.
+pytest.register_assert_rewrite("acceptance", "fixtures")

@@ -29,7 +29,7 @@ def many(count, *, error=NetworkError):
 def test_a_job_without_headers_has_no_history():
     assert History.from_headers(None) == History.from_headers({}) == FRESH
     assert FRESH.attempts == 0
-    assert FRESH.waited_in_all == 0
+    assert FRESH.waited_in_all() == 0
 
 
 def test_an_entry_tells_the_whole_failure():
@@ -64,7 +64,7 @@ def test_a_wait_spends_seconds_of_its_row_alone():
     history = failed(history, RateLimited(), spends="Paused", waits=True, delay=5)
 
     assert history.waited == {"RateLimited": 60, "Paused": 5}
-    assert history.waited_in_all == 65
+    assert history.waited_in_all() == 65
     assert history.attempts == 0
 
 
@@ -151,7 +151,7 @@ def test_headers_that_make_no_sense_harm_nobody(headers):
     after = failed(history, JobError())
 
     assert history.attempts >= 0
-    assert history.waited_in_all >= 0
+    assert history.waited_in_all() >= 0
     assert after.times("JobError") >= 1
     assert json.dumps(after.to_headers())
 

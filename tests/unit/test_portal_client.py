@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -973,3 +973,30 @@ def test_what_would_log_the_address_stays_silent_at_any_level(name, caplog):
     logging.getLogger(name).warning("something odd")
 
     assert caplog.messages == ["something odd"]
+
+
+class Endless(httpx.SyncByteStream):
+    """A body of which there is always a little more."""
+
+    def __iter__(self):
+        while True:
+            yield b" "
+
+
+def test_an_answer_that_never_ends_is_given_up(gate):
+    def trickle(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, stream=Endless())
+
+    upstream = Upstream(
+        replace(SERVICE, read_timeout=0.05),
+        gate,
+        classifier.classify,
+        base_url=BASE,
+        credential=BASE,
+        transport=httpx.MockTransport(trickle),
+    )
+    answer = upstream.send(Permit(wait=0.0), "crm.deal.add", {})
+
+    assert isinstance(answer.error(False), OutcomeUnknown)
+    assert isinstance(answer.error(True), ServiceUnavailable)
+    assert gate.told == [("failure",)]
