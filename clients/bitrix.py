@@ -82,9 +82,7 @@ class Find:
 class Portal:
     """One portal. *originator* marks our rows there; *scale* multiplies the pauses of our own."""
 
-    def __init__(
-        self, upstream: Upstream, originator: str, *, coalesce: bool = True, scale: float = 1.0
-    ) -> None:
+    def __init__(self, upstream: Upstream, originator: str, *, scale: float = 1.0) -> None:
         self.upstream = upstream
         self.originator = originator
         self.operating_pause = OPERATING_PAUSE * scale
@@ -95,7 +93,7 @@ class Portal:
             self._send,
             upstream.gate.behind,
             name=upstream.service.name,
-            size=upstream.service.ops_per_permit if coalesce else 1,
+            size=upstream.service.ops_per_permit,
             in_flight=upstream.service.in_flight,
             patience=upstream.service.patience,
             alone=lambda call: call.must_go_alone,
@@ -373,9 +371,7 @@ def _portal() -> Portal:
         credential=url,
         method_limits=frozenset({METHOD_LIMIT}),
     )
-    return Portal(
-        upstream, config.bitrix_originator_id, coalesce=config.bitrix_coalesce, scale=scale
-    )
+    return Portal(upstream, config.bitrix_originator_id, scale=scale)
 
 
 def forget_portal() -> None:

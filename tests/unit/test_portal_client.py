@@ -185,9 +185,9 @@ def gate() -> Gate:
     return Gate()
 
 
-def client(site, gate, **options) -> Portal:
+def client(site, gate, service=SERVICE, **options) -> Portal:
     upstream = Upstream(
-        SERVICE,
+        service,
         gate,
         classifier.classify,
         base_url=BASE,
@@ -347,7 +347,7 @@ def test_a_batch_goes_on_after_an_error(portal, site):
 
 
 def test_without_coalescing_every_call_is_a_request_of_its_own(site, gate):
-    portal = client(site, gate, coalesce=False)
+    portal = client(site, gate, replace(SERVICE, ops_per_permit=1))
     together(portal, lambda: portal.get("deal", "1"), lambda: portal.get("deal", "2"))
 
     assert site.methods == ["crm.deal.get"] * 2
