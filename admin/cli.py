@@ -16,6 +16,7 @@ from operator import itemgetter
 from typing import Any, TypeVar
 
 import click
+from kombu.exceptions import OperationalError
 from rich.console import Console
 from rich.table import Table
 
@@ -44,7 +45,7 @@ def guarded(command: F) -> F:
     def run(*args: Any, **kwargs: Any) -> Any:
         try:
             return command(*args, **kwargs)
-        except RedisError as error:
+        except (RedisError, OperationalError) as error:
             raise click.ClickException(f"Redis does not answer: {error}") from error
 
     return run  # type: ignore[return-value]
@@ -121,7 +122,7 @@ def dlq_show(message_id: str, as_json: bool) -> None:
 @guarded
 def dlq_groups(as_json: bool, limit: int | None) -> None:
     """List the causes, the most frequent first."""
-    groups = dead_letters().groups(limit=limit or SHOWN)
+    groups = dead_letters().groups(limit=limit or (None if as_json else SHOWN))
     columns = _plain("fingerprint", "count", "task", "error_type", "last_seen", "explanation")
     _print([view.group_row(group) for group in groups], columns, as_json, "no dead letters")
 
@@ -362,7 +363,10 @@ def _clock(at: float) -> str:
 
 
 def _me() -> str:
-    return getpass.getuser()
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container's uid without an entry
+        return "somebody"
 
 
 def _exit_unless(done: bool) -> None:

@@ -130,9 +130,10 @@ def _judge(
     if not _CODE.fullmatch(code.upper()):  # findbycomm and others put a sentence into `error`
         code, text = "", f"{code} {text}".strip()
     kind = _kind(code.upper(), text.casefold(), status=status) or http.kind_of(status, safe=safe)
-    if kind is ServiceUnavailable:
+    kind = kind or Unclassified
+    if kind in {ServiceUnavailable, Unclassified}:  # a code nobody knows promises nothing
         kind = http.in_doubt(kind, safe=safe)
-    return (kind or Unclassified)(
+    return kind(
         http.plain_text(text, hide=hide) or "gave no reason",
         service=SERVICE,
         operation=operation,

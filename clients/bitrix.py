@@ -19,8 +19,10 @@ from urllib.parse import urlencode
 from classifiers import bitrix as classifier
 from classifiers.errors import (
     InternalError,
+    InvalidData,
     JobError,
     NotConfigured,
+    NotFound,
     OutcomeUnknown,
     RateLimited,
     ServiceUnavailable,
@@ -34,10 +36,13 @@ from reliability.gate import Gate, Permit
 
 PAGE = 50  # UPSTREAMS 1.1: a list answers 50 rows, and a batch takes 50 commands
 REFERENCE = re.compile(r"\$(result|total|next|time|error)", re.IGNORECASE)
+BULKY = 20_000  # bytes of a command: fifty of them are the megabyte that proxies let through
+MARKS = {"ORIGINATOR_ID", "ORIGIN_ID"}
 FINDS = 25  # origins per list call: half a page, so that a stray double cannot push one off it
 OPERATING_PAUSE = 60.0  # one of the ten one-minute buckets of the operating limit has to pass
 OPERATING_WINDOW = 3600.0  # s; those ten buckets and a clock that differs: later is no such time
 METHOD_LIMIT = "OPERATION_TIME_LIMIT"  # UPSTREAMS 1.2: only that method is blocked
+METHOD_CODES = frozenset({METHOD_LIMIT, "ERROR_METHOD_NOT_FOUND"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +59,22 @@ class Call:
 
     @property
     def must_go_alone(self) -> bool:
-        """Whether a batch would read some of its text, a customer's included, as something else.
+        """Whether a batch would carry it badly, or suffer from it.
+
+        It would read some of its text, a customer's included, as something else; and a proxy that
+        refuses one bulky command would refuse the others with it.
 
         UPSTREAMS 1.1: the portal replaces `$result[key][field]` in every command of a batch. And
         PHP's notation cannot express a bracket inside a name.
         """
-        return _has_brackets(self.params) or any(
-            REFERENCE.search(name) or REFERENCE.search(value) for name, value in _pairs(self.params)
+        bulky = len(self.as_command()) > BULKY
+        return (
+            bulky
+            or _has_brackets(self.params)
+            or any(
+                REFERENCE.search(name) or REFERENCE.search(value)
+                for name, value in _pairs(self.params)
+            )
         )
 
 
@@ -102,17 +116,34 @@ class Portal:
     # -- operations
 
     def add(self, entity: str, origin_id: str, fields: Mapping[str, Any]) -> str:
-        """Create a row of *entity* (`deal`, `contact`) for our *origin_id*; return its id."""
+        """Create a row of *entity* (`deal`, `contact`) for our *origin_id*; return its id.
+
+        Raises:
+            InvalidData: also where the portal says "not found": it means a row that ours refers to.
+        """
         marks = {"ORIGINATOR_ID": self.originator, "ORIGIN_ID": origin_id}
         method = f"crm.{entity}.add"
-        found = self._call(method, {"fields": {**fields, **marks}}, safe=False)
+        try:
+            found = self._call(method, {"fields": {**fields, **marks}}, safe=False)
+        except NotFound as error:
+            raise _dangling(error) from error
         if isinstance(found, bool) or not isinstance(found, int | str) or not str(found).strip("0"):
             raise OutcomeUnknown("the answer names no id", service="bitrix", operation=method)
         return str(found)
 
     def update(self, entity: str, row_id: str, fields: Mapping[str, Any]) -> None:
-        """Write fixed values into a row. Raises NotFound if it is gone."""
-        self._call(f"crm.{entity}.update", {"id": row_id, "fields": fields}, safe=True)
+        """Write fixed values into a row; its marks stay as they are.
+
+        Raises:
+            NotFound: if the row is gone.
+            InvalidData: also where a row that it refers to is gone.
+        """
+        own = {name: value for name, value in fields.items() if name not in MARKS}
+        try:
+            self._call(f"crm.{entity}.update", {"id": row_id, "fields": own}, safe=True)
+        except NotFound as error:
+            self.get(entity, row_id)  # raises NotFound itself if it is this row that is gone
+            raise _dangling(error) from error
 
     def get(self, entity: str, row_id: str) -> dict[str, Any]:
         """Return a row; every scalar is a string. Raises NotFound if it is gone."""
@@ -202,6 +233,7 @@ class Portal:
             safe=call.safe,
             operation=call.method,
         )
+        self.upstream.close(error)
         return self._with_reset(error, call.method)
 
     def _failed(self, answer: Answer, commands: Sequence[Command]) -> bool:
@@ -277,6 +309,15 @@ def _find_call(entity: str, originator: str, finds: Sequence[Waiter[Any]]) -> Ca
         "start": -1,  # no count: faster for the portal, and we do not need it
     }
     return Call(f"crm.{entity}.list", params, safe=True)
+
+
+def _dangling(error: NotFound) -> InvalidData:
+    return InvalidData(
+        f"a row that this one refers to is gone ({error.detail})",
+        service=error.service,
+        operation=error.operation,
+        code=error.code,
+    )
 
 
 def _found(rows: Any, find: Find) -> str | None:
@@ -369,7 +410,7 @@ def _portal() -> Portal:
         classifier.classify,
         base_url=url,
         credential=url,
-        method_limits=frozenset({METHOD_LIMIT}),
+        method_codes=METHOD_CODES,
     )
     return Portal(upstream, config.bitrix_originator_id, scale=scale)
 

@@ -16,6 +16,7 @@ from classifiers.errors import (
     InternalError,
     JobError,
     NetworkError,
+    NotConfigured,
     OutcomeUnknown,
     RateLimited,
     ServiceUnavailable,
@@ -70,7 +71,7 @@ class Answer:
 class Upstream:
     """One upstream behind its gate. *credential* is what a refusal of ours is tied to.
 
-    *method_limits* are the codes of rate limits that stop one method and not the whole upstream.
+    *method_codes* are the codes of refusals that concern one method, not the whole upstream.
     """
 
     def __init__(
@@ -81,14 +82,14 @@ class Upstream:
         *,
         base_url: str,
         credential: str,
-        method_limits: frozenset[str] = frozenset(),
+        method_codes: frozenset[str] = frozenset(),
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self.service = service
         self.gate = gate
         self.classify = classify
         self.credential = credential
-        self.method_limits = method_limits
+        self.method_codes = method_codes
         self.client = httpx.Client(
             base_url=base_url,
             transport=transport,
@@ -141,22 +142,22 @@ class Upstream:
     def _report(self, permit: Permit, error: JobError | None, waiting: int) -> float | None:
         """Tell the gate; return when a refused call should come back."""
         match error:
-            case RateLimited() if error.code.upper() not in self.method_limits:
+            case RateLimited() if error.code.upper() not in self.method_codes:
                 return self.gate.report_limited(permit, error.retry_after, waiting=waiting)
             case _ if isinstance(error, UNREACHABLE):
                 self.gate.report_failure(permit)
             case _:
                 self.gate.report_success(permit)
-                self._close(error)
+                self.close(error)
         return None
 
-    def _close(self, error: JobError | None) -> None:
+    def close(self, error: JobError | None) -> None:
         """Close the gate where the upstream is well and does not want us."""
         try:
             match error:
                 case Unauthorized():
                     self.gate.hold_credential(self.credential, str(error))
-                case Blocked():
+                case Blocked() | NotConfigured() if error.code.upper() not in self.method_codes:
                     self.gate.pause(by="upstream", note=str(error))
         except InternalError as closed:  # Redis is away: the next call will close it
             logger.warning("%s; the gate stays open after %s", closed, error)

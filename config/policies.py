@@ -112,7 +112,10 @@ POLICIES: Mapping[type[BaseException], Policy] = {
         level=CRITICAL,
         alert=True,
     ),
-    errors.NotConfigured: Policy(DEAD, refund=True, level=ERROR, alert=True),
+    # The gate is paused with it: a portal that has moved must not empty the queue into the morgue.
+    errors.NotConfigured: Policy(
+        PARK, backoff=Backoff(60.0, factor=1.0), budget=MONTH, refund=True, level=ERROR, alert=True
+    ),
     errors.BillingExhausted: Policy(
         PARK, backoff=Backoff(60.0, factor=1.0), budget=1800.0, refund=True, level=ERROR, alert=True
     ),

@@ -37,6 +37,7 @@ LONGEST_MESSAGE = 4_000  # characters; a whole HTML error page helps nobody
 LONGEST_TRACEBACK = 20_000  # characters; its two ends tell the story
 DEEPEST = 100  # levels; what is nested deeper is kept as text
 HIDDEN = "•••"
+NAMES = ("message_id", "original_queue", "error_type", "fingerprint", "category", "state")
 SHORTEST_PART = 4  # a shorter secret is hidden where it is the whole value, not inside of words
 
 
@@ -97,6 +98,12 @@ class Letter:
     settled_at: datetime | None = None
     settled_by: str = ""
     note: str = ""
+
+    @property
+    def replayable(self) -> bool:
+        """Whether the job can be sent again just as it was: known, readable, nothing hidden."""
+        whole = not self.raw and HIDDEN not in _text(self.message_body)
+        return self.state == "open" and bool(self.message_body.task) and whole
 
     def to_json(self) -> str:
         """Return one line of JSON; a value that JSON does not know becomes its repr."""
@@ -161,6 +168,11 @@ class Group:
     task: str
     error_type: str
     example_id: str
+
+
+OUR_NAMES = frozenset(
+    entry.name for kind in (Letter, Body, Metadata, Compensation) for entry in fields(kind)
+) | {"error", "code", "service", "detail", "at", "delay", "action"}  # those of the history
 
 
 class DeadLetters:
@@ -256,11 +268,10 @@ class DeadLetters:
             pipeline.zcount(place, _bound(which.since, "-inf"), _bound(which.until, "+inf", "("))
         return sum(pipeline.execute())
 
-    def groups(self, *, limit: int = 100) -> list[Group]:
-        """Return the causes of open letters, the most frequent first."""
-        biggest = self._client.zrange(
-            self._base + "groups", 0, limit - 1, desc=True, withscores=True
-        )
+    def groups(self, *, limit: int | None = 100) -> list[Group]:
+        """Return the causes of open letters, the most frequent first; None means all."""
+        last = -1 if limit is None else limit - 1
+        biggest = self._client.zrange(self._base + "groups", 0, last, desc=True, withscores=True)
         pipeline = self._client.pipeline(transaction=False)
         for fingerprint, _ in biggest:
             place = f"{self._base}open:fingerprint:{fingerprint}"
@@ -334,6 +345,9 @@ class DeadLetters:
     def _presentable(self, letter: Letter) -> Letter:
         """Hide secrets, cut what is endless, and name the cause."""
         hidden: dict[str, Any] = self._hide(letter)
+        # What finds a letter again stays as it is, whatever a secret happens to look like.
+        hidden["message_body"]["task"] = letter.message_body.task
+        hidden |= {name: getattr(letter, name) for name in NAMES}
         hidden |= {
             "error_message": _cut(hidden["error_message"], LONGEST_MESSAGE),
             "traceback": _cut(hidden["traceback"], LONGEST_TRACEBACK),
@@ -360,8 +374,12 @@ class DeadLetters:
         if depth <= DEEPEST and isinstance(value := _unfolded(value), dict | list):
             if isinstance(value, list):
                 return [self._hide(item, depth + 1) for item in value]
-            return {self._hide_text(key): self._hide(value[key], depth + 1) for key in value}
+            return {self._hide_name(key): self._hide(value[key], depth + 1) for key in value}
         return self._hide_text(value if isinstance(value, str) else _text(value))
+
+    def _hide_name(self, name: str) -> str:
+        """A name of ours is none of theirs, even where a secret is as short as `code`."""
+        return name if name in OUR_NAMES else self._hide_text(name)
 
     def _hide_text(self, text: str) -> str:
         # Half a surrogate pair cannot be stored as UTF-8.

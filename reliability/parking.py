@@ -13,8 +13,21 @@ from typing import Any, cast
 
 from redis import Redis
 
+from classifiers.errors import (
+    Blocked,
+    CircuitOpen,
+    CredentialHeld,
+    NotConfigured,
+    Paused,
+    RateLimited,
+    Unauthorized,
+)
 from reliability import keys
 
+# What a closed gate says, and the answers that close one.
+CLOSED = (CircuitOpen, CredentialHeld, Paused, RateLimited)
+CLOSING = (Blocked, NotConfigured, Unauthorized)
+GATE_REASONS = frozenset(kind.__name__ for kind in (*CLOSED, *CLOSING))
 CHUNK = 500  # jobs read per round trip
 
 
@@ -74,8 +87,16 @@ class Parking:
         return bool(changed) or self._client.zscore(self._due, message_id) is not None
 
     def release_service(self, service: str, *, start: float, spacing: float) -> int:
-        """Let all jobs that wait for *service* come back in order, *spacing* seconds apart."""
-        waiting = [job.message_id for job in self.jobs() if job.service == service]
+        """Let the jobs that the gate of *service* sent away come back, *spacing* seconds apart.
+
+        They keep their order. Jobs that wait for something else, such as a back-off or a look at
+        what became of a call, keep their time.
+        """
+        waiting = [
+            job.message_id
+            for job in self.jobs()
+            if job.service == service and job.reason in GATE_REASONS
+        ]
         for place in range(0, len(waiting), CHUNK):
             moved = waiting[place : place + CHUNK]
             times = {job: start + (place + n) * spacing for n, job in enumerate(moved)}

@@ -4,8 +4,9 @@ Stock Celery subscribes to a job's result before it sends the job: one more roun
 `delay()` that hangs for 20 s when Redis is away. `AsyncResult.get()` subscribes by itself and looks
 at the stored result after that, so nothing is missed.
 
-Stock Celery takes a job whose result cannot be stored for a failed one. Here its thread tries on:
-the job is done, and while Redis is away it cannot be acknowledged either.
+Stock Celery takes a job whose result cannot be stored for a failed one, and where storing the
+failure fails as well it never acknowledges the message. Here the thread tries on for a while and
+then goes without the result: the job is done, whoever asks for its result.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ import time
 from typing import Any
 
 from celery.backends.redis import RedisBackend, SentinelBackend
+from redis.exceptions import RedisError
 
 logger = logging.getLogger(__name__)
 
 PAUSE = 1.0  # seconds between two attempts to store a result
+ATTEMPTS = 60  # a restart takes seconds, a fail-over half a minute
 
 
 class Results(RedisBackend):
@@ -28,13 +31,15 @@ class Results(RedisBackend):
         """Leave the caller alone."""
 
     def store_result(self, task_id: str, *args: Any, **kwargs: Any) -> Any:
-        """Store it, however long that takes."""
-        while True:
+        """Store it, or go on without it. Never raises for Redis."""
+        for _ in range(ATTEMPTS):
             try:
                 return super().store_result(task_id, *args, **kwargs)
-            except self.connection_errors as error:
+            except (RedisError, OSError) as error:
                 logger.warning("the result of %s waits for Redis: %s", task_id, error)
                 time.sleep(PAUSE)
+        logger.error("the result of %s was not stored: Redis took nothing for too long", task_id)
+        return None
 
 
 class SentinelResults(Results, SentinelBackend):

@@ -48,6 +48,7 @@ from classifiers.errors import (
     Pending,
     Permanent,
     Retryable,
+    Unclassified,
     Waiting,
 )
 from storage import database
@@ -291,6 +292,9 @@ def _renew(run: _Run) -> Effect | None:
 def _call(run: _Run, do: Callable[[], Result]) -> Result:
     try:
         return _as_json(do())
+    except Unclassified as error:  # nobody knows what it means, so nobody knows that
+        _leave(run, error)
+        raise
     except _NOTHING_HAPPENED as error:
         _leave(run, error, undone=True)
         raise

@@ -120,15 +120,17 @@ def applied(
     *,
     version: datetime | None = None,
     accepted: datetime | None = None,
+    digest: str | _Keep | None = KEEP,
     given: Sequence[str] | _Keep | None = KEEP,
     awaiting: str | _Keep | None = KEEP,
 ) -> bool:
     """Note that an update reached the portal; False if there is no such link.
 
-    *version* and *accepted* only ever move forward. None clears *given* and *awaiting*.
+    *version* and *accepted* only ever move forward. None clears what it is given for.
     """
     columns: dict[str, Any] = {"version": version, "accepted": accepted}
     columns = {name: moment for name, moment in columns.items() if moment is not None}
+    columns |= {} if digest is KEEP else {"digest": digest}
     columns |= {} if given is KEEP else {"given": given}
     columns |= {} if awaiting is KEEP else {"awaiting": awaiting}
     return _change(

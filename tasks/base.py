@@ -28,6 +28,7 @@ from tasks.payloads import Payload
 logger = logging.getLogger(__name__)
 
 END_OF_TIME = 253_402_300_800.0  # the year 10000, which datetime does not know
+REFUSED_PAUSE = 5.0  # seconds
 COMES_BACK = {Action.RETRY, Action.PARK, Action.RECONCILE, Action.SHUTDOWN}
 
 
@@ -94,7 +95,7 @@ class Operation(Task):
             policy = row_for(type(error), self.name)[1]
             if policy.action is Action.SKIP:
                 logger.log(policy.level, "%s[%s] %s: %s", *self._who(), policy.outcome, error)
-                return {"outcome": policy.outcome}
+                return {"outcome": policy.outcome, **self.payload.ids(read())}
             if policy.action is Action.ADOPT and isinstance(error, Duplicate):
                 return self._attempt(lambda: self._adopted(error, read()), read)
             if error is failure:
@@ -143,7 +144,9 @@ class Operation(Task):
             return super().retry(*args, **options)
         except Reject as unsent:
             # The message could not be published. Celery would end the job here; unacknowledged,
-            # it comes back by itself once the broker is there again.
+            # it comes back by itself once the broker is there again. One that is there and refuses
+            # would give it back at once, over and over.
+            time.sleep(REFUSED_PAUSE)
             raise Reject(unsent.reason, requeue=True) from unsent
         finally:
             # celery 5.7.0 leaves this on the shared task, where it would cap every later retry.
@@ -176,7 +179,7 @@ class Job:
         """Seconds since it was accepted; endless if nobody knows."""
         if self.accepted_at is None:
             return math.inf
-        return (datetime.now(UTC) - self.accepted_at).total_seconds()
+        return max(0.0, (datetime.now(UTC) - self.accepted_at).total_seconds())
 
 
 def job() -> Job:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from pydantic import Field, StringConstraints
+from sqlalchemy import Connection
 
 from classifiers.errors import Duplicate, Pending
 from clients.bitrix import portal
@@ -33,8 +35,11 @@ Card = Mapping[str, Any]  # a row's fields, by the portal's own names
 
 ENTITIES: Mapping[str, Entity] = {"ONCRMDEAL": "deal", "ONCRMCONTACT": "contact"}
 MULTIFIELDS = ("EMAIL", "PHONE")
+LOCAL_NUMBER = 10  # digits: +7 999 …, 8 999 … and 999 … are one phone
 
-Event = Annotated[str, StringConstraints(to_upper=True, pattern=r"(?i)^ONCRM(DEAL|CONTACT)\w+$")]
+Event = Annotated[
+    str, StringConstraints(to_upper=True, pattern=r"(?i)^ONCRM(DEAL|CONTACT)(ADD|UPDATE|DELETE)$")
+]
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=255)]
 Currency = Annotated[str, StringConstraints(pattern=r"^[A-Z]{3}$")]
 Email = Annotated[
@@ -58,9 +63,10 @@ def create_deal(
 ) -> Outcome:
     """Make the deal of an order, once; the order's id is the key."""
     contact = contact_of(contact_user_id)
-    card = deal_card(title, amount, currency, contact, fields)
+    card = deal_card(title, amount, currency, fields)
+    linked = {"CONTACT_IDS": [contact]} if contact else {}
     awaited = contact_user_id if contact is None else None
-    outcome = create("deal", order_id, card, updated_at, awaiting=awaited)
+    outcome = create("deal", order_id, card, updated_at, linked=linked, awaiting=awaited)
     if awaited is not None and links.get("contact", awaited) is not None:
         attach(awaited)  # it came while we were busy
     return outcome
@@ -72,15 +78,23 @@ def update_deal(order_id: Id, fields: Fields, updated_at: Timestamp | None = Non
     return update_or_create("deal", order_id, fields, {"TITLE": order_id}, updated_at)
 
 
-def deal_card(
-    title: str, amount: Any, currency: str, contact: str | None, fields: Card
-) -> dict[str, Any]:
+@operation(name="bitrix.attach_contact")
+def attach_contact(order_id: Id, user_id: Id) -> Outcome:
+    """Tell the deal of an order about its contact; no other field, and no version, is touched."""
+    contact = links.get("contact", user_id)
+    if contact is None:
+        raise Pending(f"the contact of user {user_id} is not there", service="bitrix")
+    with turn("deal", order_id) as deal:
+        portal().update("deal", deal.remote_id, {"CONTACT_IDS": [contact.remote_id]})
+        links.applied("deal", order_id, awaiting=None)
+    return {"outcome": "updated", "deal_id": deal.remote_id, "contact_id": contact.remote_id}
+
+
+def deal_card(title: str, amount: Any, currency: str, fields: Card) -> dict[str, Any]:
     """Return the fields of a deal; what the caller put into *fields* wins."""
     card: dict[str, Any] = {"TITLE": title}
     if amount is not None:
         card |= {"OPPORTUNITY": str(amount), "CURRENCY_ID": currency}
-    if contact is not None:
-        card["CONTACT_IDS"] = [contact]
     return {**card, **fields}
 
 
@@ -96,11 +110,8 @@ def contact_of(user_id: str | None) -> str | None:
 
 def attach(user_id: str) -> None:
     """Tell the deals that were made without this user's contact that it is there now."""
-    contact = links.get("contact", user_id)
-    if contact is None:
-        return
     for deal in links.awaiting(user_id):
-        update_deal.delay(order_id=deal.local_id, fields={"CONTACT_IDS": [contact.remote_id]})
+        attach_contact.delay(order_id=deal.local_id, user_id=user_id)
 
 
 # -- contacts
@@ -109,8 +120,10 @@ def attach(user_id: str) -> None:
 def adopt_contact(existing_id: str, user_id: str, **payload: Any) -> Outcome:
     """Take over a contact that is in the portal already, under the same e-mail or phone."""
     links.adopt("contact", user_id, existing_id)
-    changes = contact_card(**payload) if "name" in payload else payload["fields"]
-    outcome = update("contact", user_id, changes, payload["updated_at"], "adopted")
+    if "name" in payload:
+        outcome = catch_up("contact", user_id, contact_card(**payload), payload["updated_at"])
+    else:
+        outcome = update("contact", user_id, payload["fields"], payload["updated_at"], "adopted")
     attach(user_id)
     return outcome
 
@@ -126,7 +139,10 @@ def create_contact(
 ) -> Outcome:
     """Make the contact of a user, once; one with the same e-mail or phone is taken over."""
     card = contact_card(name, email, phone, fields)
-    outcome = create("contact", user_id, card, updated_at)
+    if links.get("contact", user_id) is None:
+        outcome = create("contact", user_id, card, updated_at)
+    else:  # ours already, perhaps adopted: an address that is new must not make a second one
+        outcome = catch_up("contact", user_id, card, updated_at)
     attach(user_id)
     return outcome
 
@@ -157,7 +173,7 @@ def contact_card(
 
 def alone_with(card: Card) -> AbstractContextManager[None]:
     """Keep two jobs from making two contacts of one person at the same time."""
-    keys = [f"bitrix.person:{value.casefold()}" for _, value in addresses(card)]
+    keys = [f"bitrix.person:{address(kind, value)}" for kind, value in addresses(card)]
     span = CALLS_PER_CONTACT * lease()
     return effects.exclusive(*keys, owner=job().id, lease=span) if keys else nullcontext()
 
@@ -169,6 +185,13 @@ def refuse_double(card: Card) -> None:
             raise Duplicate(f"a contact has this {kind}", service="bitrix", existing_id=existing)
 
 
+def address(kind: str, value: str) -> str:
+    """Return one spelling for all spellings of an e-mail address or phone number."""
+    if kind == "EMAIL":
+        return value.casefold()
+    return re.sub(r"\D", "", value)[-LOCAL_NUMBER:]
+
+
 def addresses(card: Card) -> list[tuple[str, str]]:
     """Return the (kind, value) of every e-mail address and phone number in *card*."""
     return [(kind, row["VALUE"]) for kind in MULTIFIELDS for row in rows_of(card.get(kind))]
@@ -178,7 +201,7 @@ def rows_of(value: Any) -> list[dict[str, Any]]:
     """Return a multifield as the portal wants it, from a text, a list of texts or of rows."""
     values = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
     rows = [v if isinstance(v, Mapping) else {"VALUE": v, "VALUE_TYPE": "WORK"} for v in values]
-    return [dict(row) for row in rows if row.get("VALUE")]
+    return [{**row, "VALUE": str(row["VALUE"])} for row in rows if row.get("VALUE")]
 
 
 # -- what the portal tells us
@@ -213,13 +236,16 @@ def create(
     card: Card,
     version: datetime | None,
     *,
+    linked: Card = {},  # noqa: B006 - never written to
     given: Sequence[str] | None = None,
     awaiting: str | None = None,
 ) -> Outcome:
     """Make the row of *local_id* at most once; bring it up to date if it exists.
 
-    *given* names the fields that an update brought, where the update came before the create.
+    *linked* are fields that are ours, not the caller's: two calls that differ in them are the
+    same. *given* names the fields that an update brought, where it came before the create.
     """
+    earlier: list[str] = []
     with ExitStack() as alone:  # until the row is there
 
         def look() -> dict[str, str] | None:
@@ -227,32 +253,41 @@ def create(
             if found is None and entity == "contact":
                 alone.enter_context(alone_with(card))
                 refuse_double(card)
+            earlier.extend([found] if found else [])
             return {"id": found} if found else None
+
+        def record(connection: Connection, row: dict[str, str]) -> None:
+            columns: links.Columns = {"awaiting": awaiting, "given": given}
+            if not earlier:  # what an earlier call has written is not known: it is written again
+                columns |= {"version": version, "accepted": unversioned(version)}
+                columns |= {"digest": digest(card)}
+            links.remember(connection, entity, local_id, row["id"], **columns)
 
         made = effects.once(
             key(entity, local_id),
-            lambda: {"id": portal().add(entity, local_id, ready(entity, card))},
+            lambda: {"id": portal().add(entity, local_id, {**ready(entity, card), **linked})},
             find=look,
             owner=job().id,
             lease=lease(),
             look_first=entity == "contact" or settings().bitrix_lookup_before_create,
-            record=lambda connection, row: links.remember(
-                connection,
-                entity,
-                local_id,
-                row["id"],
-                version=version,
-                accepted=unversioned(version),
-                digest=digest(card),
-                given=given,
-                awaiting=awaiting,
-            ),
+            record=record,
         )
-    if made.how == "found":
+    if made.how == "done":
+        return {"outcome": "created", f"{entity}_id": made.result["id"]}
+    if given is not None:
         return update(entity, local_id, card, version, "adopted")
-    if made.how == "stored" and not made_of(entity, local_id, card):
-        return update(entity, local_id, card, version, "adopted", late_create=given is None)
-    return {"outcome": "created", f"{entity}_id": made.result["id"]}
+    return catch_up(entity, local_id, {**card, **linked}, version, mark=digest(card))
+
+
+def catch_up(
+    entity: Entity, local_id: str, card: Card, version: datetime | None, *, mark: str = ""
+) -> Outcome:
+    """Bring a row that exists up to a create's card, unless it was made of just this card."""
+    mark = mark or digest(card)
+    link = links.get(entity, local_id)
+    if link is not None and link.digest == mark:
+        return {"outcome": "created", f"{entity}_id": link.remote_id}
+    return update(entity, local_id, card, version, "adopted", mark=mark)
 
 
 def ready(entity: Entity, card: Card) -> Card:
@@ -260,12 +295,6 @@ def ready(entity: Entity, card: Card) -> Card:
     if entity != "contact":
         return card
     return {**card, **{kind: rows_of(card[kind]) for kind in MULTIFIELDS if kind in card}}
-
-
-def made_of(entity: Entity, local_id: str, card: Card) -> bool:
-    """Whether the row was made of just this card: then there is nothing to bring up to date."""
-    link = links.get(entity, local_id)
-    return link is not None and link.digest == digest(card)
 
 
 def update_or_create(
@@ -285,19 +314,16 @@ def update(
     version: datetime | None,
     outcome: str = "updated",
     *,
-    late_create: bool = False,
+    mark: str = "",
 ) -> Outcome:
     """Write *changes* into the row, one writer at a time, never an older state over a newer one.
 
-    A *late_create* fills in what the updates that overtook it have not given.
+    With a *mark*, the digest of its card, this is a create that came late: it fills in what the
+    updates that overtook it have not given, and is remembered.
     """
-    span = CALLS_PER_UPDATE * lease()
-    with effects.exclusive(key(entity, local_id), owner=job().id, lease=span):
-        link = links.get(entity, local_id)
-        if link is None:
-            raise Pending(f"the link of {entity} {local_id} is not written yet", service="bitrix")
+    with turn(entity, local_id) as link:
         given: list[str] | None = None
-        if late_create and link.given is not None:
+        if mark and link.given is not None:
             changes = {name: value for name, value in changes.items() if name not in link.given}
         elif superseded(link, version):
             return {"outcome": "superseded", f"{entity}_id": link.remote_id}
@@ -309,10 +335,22 @@ def update(
             local_id,
             version=version,
             accepted=unversioned(version),
+            digest=mark or KEEP,
             given=given,
             awaiting=None if "CONTACT_IDS" in changes else KEEP,
         )
     return {"outcome": outcome, f"{entity}_id": link.remote_id}
+
+
+@contextmanager
+def turn(entity: Entity, local_id: str) -> Iterator[Link]:
+    """Be the only one who writes into this row, and know what was written last."""
+    span = CALLS_PER_UPDATE * lease()
+    with effects.exclusive(key(entity, local_id), owner=job().id, lease=span):
+        link = links.get(entity, local_id)
+        if link is None:
+            raise Pending(f"the link of {entity} {local_id} is not written yet", service="bitrix")
+        yield link
 
 
 def write(entity: Entity, row_id: str, changes: Card) -> None:
@@ -359,7 +397,7 @@ def comes_back(row: effects.Row) -> bool:
     if row.owner == job().id or (datetime.now(UTC) - row.updated_at).total_seconds() > forgotten:
         return False
     letter = dead_letters().get(row.owner)
-    return letter is None or letter.state != "open"
+    return letter is None or letter.state == "replayed"
 
 
 def wait_while_young(what: str) -> None:

@@ -25,7 +25,8 @@ from reliability import corrupt
 from reliability.connection import RedisError, redis_bytes
 from reliability.dead_letters import Body, Letter, Metadata, dead_letters
 from tasks import app
-from tasks.base import accepted_at, classified
+from tasks.base import Operation, accepted_at, classified
+from tasks.payloads import HIDDEN
 
 logger = logging.getLogger(__name__)
 
@@ -160,7 +161,9 @@ def bury_corrupt(queue: str, raw: bytes) -> None:
     """Bury an item of a queue's list that is no message at all; its bytes are its name."""
     error = InvalidData("the queue held something that is no message", code="corrupt_item")
     name = f"corrupt-{hashlib.sha256(queue.encode() + raw).hexdigest()[:24]}"
-    bury(letter(name, task="", args=(), kwargs={}, error=error, queue=queue, headers={}, raw=raw))
+    dead = letter(name, task="", args=(), kwargs={}, error=error, queue=queue, headers={}, raw=raw)
+    if not bury(dead):
+        raise OSError("the item stays where it is until its letter can be written")
 
 
 def letter(
@@ -205,17 +208,18 @@ def letter(
     )
 
 
-def bury(dead: Letter) -> None:
-    """Write the letter; whatever happens, leave a trace and raise nothing."""
+def bury(dead: Letter) -> bool:
+    """Write the letter; raise nothing. False if it could be written nowhere but to the log."""
     try:
         written = dead_letters().bury_or_spool(dead)
-    except Exception:
-        logger.critical("a dead letter was not written: %s", dead.to_json(), exc_info=True)
-        return
+    except Exception:  # the store has logged the letter, without secrets
+        logger.critical("the dead letter %s was not written", dead.message_id, exc_info=True)
+        return False
     if written:
         logger.error(
             "%s[%s] dead-lettered: %s", dead.message_body.task, dead.message_id, dead.error_message
         )
+    return True
 
 
 # -- back to life
@@ -227,13 +231,16 @@ def send_again(dead: Letter, *, by: str = "") -> bool:
     """Send the job of a letter again, with a fresh budget: first the job, then the mark.
 
     A crash in between leaves the letter open and the job sent; sending twice is harmless, because
-    effects are looked up before they are had. False if somebody else has settled the letter.
+    effects are looked up before they are had. False if the letter cannot be replayed as it is, or
+    somebody else has settled it.
 
     Raises:
         kombu.exceptions.OperationalError: if the broker cannot be reached; nothing was sent.
     """
-    if dead.state != "open" or not dead.message_body.task:
+    if not dead.replayable:
         return False
+    task = app.tasks.get(dead.message_body.task)
+    shown = task.payload.shown(dead.message_body.kwargs) if isinstance(task, Operation) else HIDDEN
     headers = {name: value for name, value in dead.headers.items() if name in OURS}
     app.send_task(
         dead.message_body.task,
@@ -242,6 +249,8 @@ def send_again(dead: Letter, *, by: str = "") -> bool:
         task_id=dead.message_id,
         root_id=dead.metadata.trace_id or None,
         queue=dead.original_queue or None,
+        argsrepr=HIDDEN,
+        kwargsrepr=shown,
         headers={**headers, "replays": dead.replays + 1},
     )
     return dead_letters().mark_replayed(dead, by=by)

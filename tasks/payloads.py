@@ -134,6 +134,15 @@ class Payload:
         checked = self._checked(args, kwargs)
         return {name: getattr(checked, name) for name in type(checked).model_fields}
 
+    def ids(self, arguments: Mapping[str, Any]) -> dict[str, str]:
+        """Return the ids among the arguments that `read` has returned."""
+        kinds = {name: _kinds(p.annotation) for name, p in self.signature.parameters.items()}
+        return {
+            name: value
+            for name, value in arguments.items()
+            if value is not None and any(kind == Id for kind in kinds[name])
+        }
+
     def shown(self, kwargs: Mapping[str, Any]) -> str:
         """Return the arguments as a monitor may show them: ids and times, no person's words."""
         return repr({name: kwargs[name] if name in self._open else HIDDEN for name in kwargs})

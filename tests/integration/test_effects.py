@@ -162,7 +162,6 @@ def test_result_is_what_json_makes_of_it():
     [
         pytest.param(NetworkError("no route"), id="retryable"),
         pytest.param(ServiceUnavailable("503"), id="unavailable"),
-        pytest.param(Unclassified("what?"), id="unclassified"),
         pytest.param(RateLimited("slow down", retry_after=9), id="rate limit"),
         pytest.param(CircuitOpen("shut"), id="waiting"),
         pytest.param(InvalidData("no title"), id="permanent"),
@@ -255,6 +254,7 @@ def test_call_after_a_long_look_has_a_whole_lease():
     [
         pytest.param(OutcomeUnknown("timeout"), "OutcomeUnknown: timeout", id="timeout"),
         pytest.param(JobError("odd"), "JobError: odd", id="bare job error"),
+        pytest.param(Unclassified("what?"), "Unclassified: what?", id="unclassified"),
         pytest.param(ValueError("https://secret"), "ValueError", id="bug, without its words"),
         pytest.param(MemoryError(), "MemoryError", id="memory"),
         pytest.param(SystemExit(1), "SystemExit", id="exit"),

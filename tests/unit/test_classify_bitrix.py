@@ -209,7 +209,7 @@ def test_a_text_only_says_more_exactly_what_the_code_says(code, text, kind):
         (500, False, OutcomeUnknown),
         (503, False, OutcomeUnknown),
         (200, True, Unclassified),
-        (200, False, Unclassified),
+        (200, False, OutcomeUnknown),  # what nobody knows promises nothing
     ],
 )
 def test_an_unknown_code_leaves_the_status_to_decide(status, safe, kind):
@@ -396,7 +396,8 @@ def test_a_time_to_wait_is_kept_when_there_is_one(body):
         ((100, "Could not find value for parameter {id}"), True, MissingFields),
         (("Access denied", None), True, Forbidden),
         (("Something odd", ""), True, InvalidData),
-        (("BRAND_NEW", ""), False, Unclassified),
+        (("BRAND_NEW", ""), True, Unclassified),
+        (("BRAND_NEW", ""), False, OutcomeUnknown),
         (("", ""), True, InvalidData),
     ],
     ids=str,

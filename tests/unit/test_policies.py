@@ -257,7 +257,7 @@ def test_a_fatal_failure_stops_the_worker_and_the_job_goes_on():
     assert decisions[0].policy.alert
 
 
-@pytest.mark.parametrize("kind", [errors.Blocked, errors.Unauthorized])
+@pytest.mark.parametrize("kind", [errors.Blocked, errors.Unauthorized, errors.NotConfigured])
 def test_an_upstream_that_shuts_us_out_parks_the_job_and_raises_an_alert(kind):
     decision = decide(kind(), FRESH)
 
@@ -265,9 +265,8 @@ def test_an_upstream_that_shuts_us_out_parks_the_job_and_raises_an_alert(kind):
     assert decision.policy.alert
 
 
-@pytest.mark.parametrize("kind", [errors.Forbidden, errors.NotConfigured])
-def test_what_only_the_operator_can_change_is_a_dead_letter_with_an_alert(kind):
-    decision = decide(kind(), FRESH)
+def test_a_missing_right_is_a_dead_letter_with_an_alert():
+    decision = decide(errors.Forbidden(), FRESH)
 
     assert decision.action is Action.DEAD_LETTER
     assert decision.policy.alert
@@ -394,7 +393,7 @@ def test_what_comes_back_skips_or_adopts_in_some_task_is_not_final(kind, task):
 
 
 def test_the_user_errors_are_final():
-    assert set(final()) & set(tree()) == {errors.UserError, errors.NotConfigured}
+    assert set(final()) & set(tree()) == {errors.UserError}
 
 
 # -- whatever happens

@@ -192,7 +192,7 @@ def client(site, gate, service=SERVICE, **options) -> Portal:
         classifier.classify,
         base_url=BASE,
         credential=BASE,
-        method_limits=frozenset({bitrix.METHOD_LIMIT}),
+        method_codes=bitrix.METHOD_CODES,
         transport=httpx.MockTransport(site),
     )
     return Portal(upstream, "perennial", **options)
@@ -1000,3 +1000,39 @@ def test_an_answer_that_never_ends_is_given_up(gate):
     assert isinstance(answer.error(False), OutcomeUnknown)
     assert isinstance(answer.error(True), ServiceUnavailable)
     assert gate.told == [("failure",)]
+
+
+def test_an_add_that_refers_to_a_missing_row_is_invalid_not_gone(portal, site):
+    site.answer = lambda method, params: Refused("", "Contact is not found")
+
+    assert isinstance(error_of(lambda: portal.add("deal", "1", {})), InvalidData)
+
+
+@pytest.mark.parametrize("gone", [True, False], ids=["the row", "a row it refers to"])
+def test_an_update_finds_out_which_row_is_gone(portal, site, gone):
+    def answer(method, params):
+        there = method.endswith(".get") and not gone
+        return {"ID": "1"} if there else Refused("", "Not found")
+
+    site.answer = answer
+    error = error_of(lambda: portal.update("deal", "1", {"CONTACT_IDS": ["5"]}))
+
+    assert isinstance(error, NotFound if gone else InvalidData)
+
+
+def test_an_update_leaves_the_marks_alone(portal, site):
+    portal.update("deal", "1", {"TITLE": "x", "ORIGIN_ID": "9"})
+
+    assert site.requests[-1][1]["fields"] == {"TITLE": "x"}
+
+
+def test_a_portal_that_has_moved_closes_its_gate(portal, site, gate):
+    site.answer = lambda method, params: Refused("PORTAL_DELETED", status=403)
+    error_of(lambda: portal.get("deal", "1"))
+
+    assert [told[0] for told in gate.told] == ["success", "paused"]
+
+
+def test_a_bulky_call_goes_alone():
+    assert Call("crm.deal.add", {"fields": {"COMMENTS": "x" * 30_000}}, safe=False).must_go_alone
+    assert not Call("crm.deal.add", {"fields": {"COMMENTS": "x"}}, safe=False).must_go_alone
