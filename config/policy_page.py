@@ -34,7 +34,8 @@ travels with it, so every row counts for itself, whichever worker runs the job.
   instead where it is longer.
 - A **wait** spends none. The time that the upstream or our own gate has named counts as it is,
   never scaled: it is a place in a line that is spread out already. All waits of a job together last
-  {day} at most, and one that would take longer is not begun.
+  {day} at most, and one that would take longer is not begun; those that a person ends (a pause, a
+  refused credential, a portal that has moved) count for themselves.
 - `MAX_RETRIES` ({retries}) and `INITIAL_BACKOFF` ({backoff:g} s) change the rows that name them,
   `RETRY_TIME_SCALE` multiplies every wait that is ours.
 
