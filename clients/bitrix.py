@@ -115,17 +115,22 @@ class Portal:
 
     # -- operations
 
-    def add(self, entity: str, origin_id: str, fields: Mapping[str, Any]) -> str:
+    def add(
+        self, entity: str, origin_id: str, fields: Mapping[str, Any], *, for_update: bool = False
+    ) -> str:
         """Create a row of *entity* (`deal`, `contact`) for our *origin_id*; return its id.
 
         Raises:
-            InvalidData: also where the portal says "not found": it means a row that ours refers to.
+            NotFound: a row that ours refers to is gone. *for_update*, where a NotFound would mean
+                that our own row is, it is an InvalidData.
         """
         marks = {"ORIGINATOR_ID": self.originator, "ORIGIN_ID": origin_id}
         method = f"crm.{entity}.add"
         try:
             found = self._call(method, {"fields": {**fields, **marks}}, safe=False)
         except NotFound as error:
+            if not for_update:
+                raise
             raise _dangling(error) from error
         if isinstance(found, bool) or not isinstance(found, int | str) or not str(found).strip("0"):
             raise OutcomeUnknown("the answer names no id", service="bitrix", operation=method)

@@ -265,7 +265,14 @@ def create(
 
         made = effects.once(
             key(entity, local_id),
-            lambda: {"id": portal().add(entity, local_id, {**ready(entity, card), **linked})},
+            lambda: {
+                "id": portal().add(
+                    entity,
+                    local_id,
+                    {**ready(entity, card), **linked},
+                    for_update=given is not None,
+                )
+            },
             find=look,
             owner=job().id,
             lease=lease(),

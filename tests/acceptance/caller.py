@@ -32,7 +32,7 @@ def send(call):
             job = OPERATIONS[task].apply_async(kwargs=kwargs, **options)
         else:
             job = OPERATIONS[task].delay(**kwargs)
-    except Exception as error:  # whatever the caller would see
+    except Exception as error:  # noqa: BLE001 - whatever the caller would see
         return {
             "error": type(error).__name__,
             "text": str(error),
@@ -45,7 +45,7 @@ def get(job, timeout):
     result = AsyncResult(job, app=app)
     try:
         value = result.get(timeout=timeout, propagate=False)
-    except Exception as error:  # such as none in time
+    except Exception as error:  # noqa: BLE001 - such as none in time
         return {"state": type(error).__name__, "result": str(error)}
     return {"state": result.state, "result": value if result.successful() else repr(value)}
 

@@ -42,6 +42,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 def staffed_office(site: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     """What `office` lends to one test after the other."""
     with opened(tmp_path_factory.mktemp("office"), site) as system:
+        system.caller  # noqa: B018 - it starts beside the worker
         system.worker()
         yield system
 

@@ -142,8 +142,18 @@ class System:
 
     def worker(self, name: str = "worker", *options: str, **env: str) -> Process:
         """Start a worker, and wait until it takes jobs."""
-        options = ("--without-mingle", "--without-gossip", *options)  # a second less each
-        return self.stack.start_worker(name, *options, env=env)
+        (worker,) = self.workers({name: options}, **env)
+        return worker
+
+    def workers(self, named: Mapping[str, Sequence[str]], **env: str) -> list[Process]:
+        """Start workers side by side, each with its options."""
+        quick = ("--without-mingle", "--without-gossip")  # saves a second
+        workers = [self.stack.worker(name, *quick, *own, env=env) for name, own in named.items()]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.wait_for(lambda at=worker: at.says(" ready."), "the word 'ready'")
+        return workers
 
     # -- the application's side
 
@@ -229,14 +239,10 @@ class System:
 
     def leftovers(self) -> dict[str, int]:
         """What waits or runs, by the place where it does; empty when there is nothing to do."""
-        queues = [key for key in self.redis.keys("bitrix*") if self.redis.type(key) == "list"]
-        counts = {queue: self.redis.llen(queue) for queue in queues}
-        counts |= {
-            "unacked": self.redis.hlen("unacked"),
-            "parked": self.redis.zcard(keys.PARKED_DUE),
-            "corrupt": self.redis.llen(keys.CORRUPT),
-        }
-        return {place: count for place, count in counts.items() if count}
+        with self.redis.pipeline(transaction=True) as look:  # a job in between is in one of them
+            look.llen("bitrix").hlen("unacked").zcard(keys.PARKED_DUE).llen(keys.CORRUPT)
+            counts = zip(("bitrix", "unacked", "parked", "corrupt"), look.execute(), strict=True)
+        return {place: count for place, count in counts if count}
 
     def calm(self) -> None:
         """Wait until nothing is queued, running or parked."""

@@ -11,7 +11,7 @@ from acceptance.conftest import new_order, opened
 from acceptance.system import PATIENCE, System
 from fixtures.waiting import eventually
 
-from sandbox.stack import Process, Stack
+from sandbox.stack import Stack
 
 # Where a job is when its worker dies → how that is brought about. The two that wait for the portal
 # are its own faults; the others are in `pauses.py`. The last one stops the consumer.
@@ -50,8 +50,12 @@ def crash(
     folder = tmp_path_factory.mktemp("crash")
     with opened(folder, site) as system:
         system.portal.begin()
-        other = asleep(system) if "duty" in request.param else None
-        victim = system.worker("victim", "-I", "tests.acceptance.pauses", PAUSES=str(folder))
+        on_duty = {"other": ()} if "duty" in request.param else {}
+        victim, *others = system.workers(
+            {"victim": ("-I", "tests.acceptance.pauses"), **on_duty}, PAUSES=str(folder)
+        )
+        for other in others:
+            other.running.send_signal(signal.SIGSTOP)  # or it would take jobs of the victim
         orders = {point: f"{point}-{new_order()}" for point in POINTS}
         jobs = {}
         for point, order in orders.items():
@@ -60,19 +64,12 @@ def crash(
             eventually(lambda p=point, o=order: arrived(p, o, system), within=PATIENCE)
         before = {point: system.effect(order) for point, order in orders.items()}
         victim.kill()
-        if other is not None:
+        for other in others:
             other.running.send_signal(signal.SIGCONT)
-        else:
+        if not others:
             system.worker("other")
         system.calm()
         yield Crash(system, orders, jobs, before)
-
-
-def asleep(system: System) -> Process:
-    """Start a worker that takes nothing before it is woken."""
-    worker = system.worker("other")
-    worker.running.send_signal(signal.SIGSTOP)
-    return worker
 
 
 def arranged(point: str, order: str) -> list[dict]:

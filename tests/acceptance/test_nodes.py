@@ -25,16 +25,15 @@ DOCKER = pytest.param("docker", marks=pytest.mark.services)
 
 @pytest.fixture(scope="module", params=["processes", DOCKER])
 def plant(request: pytest.FixtureRequest, tmp_path_factory) -> Iterator[Plant]:
-    folder = tmp_path_factory.mktemp("plant")
     if request.param == "processes":
         site: Stack = request.getfixturevalue("site")
-        with opened(folder, site) as system:
+        with opened(tmp_path_factory.mktemp("plant"), site) as system:
             yield local_plant(system.stack, site, *OPTIONS)
     elif why := no_engine():
         # Never a failure, not even with REQUIRE_SERVICES=1: the same tests run on processes.
         pytest.skip(why)
     else:
-        with docker_plant(folder, QUICK | RATE, *OPTIONS) as made:
+        with docker_plant(QUICK | RATE, *OPTIONS) as made:
             yield made
     gc.collect()  # results give back their connections while there is somebody to give them to
 
@@ -89,7 +88,7 @@ def test_the_set_up_is_ready_and_does_its_job(celery_setup: CeleryTestSetup, por
 def test_jobs_survive_a_killed_worker(celery_setup: CeleryTestSetup, portal: Portal):
     portal.arm({"kind": "slow", "seconds": 1.0, "after": True, "method": "*", "times": 1})
     results = create(celery_setup, 6)
-    eventually(lambda: portal.fired(), within=PATIENCE)
+    eventually(portal.fired, within=PATIENCE)
     celery_setup.worker.kill()
     results |= create(celery_setup, 2)
     celery_setup.worker.restart()

@@ -9,7 +9,7 @@ from acceptance.system import System
 from fixtures.waiting import eventually
 
 
-@pytest.mark.parametrize("down", [0.0, 4.0], ids=["restarted at once", "down for a while"])
+@pytest.mark.parametrize("down", [0.0, 3.0], ids=["restarted at once", "down for a while"])
 def test_redis_is_killed_while_jobs_run_and_wait(empty_office: System, order: str, down: float):
     office = empty_office
     orders = [f"{order}-{n:02}" for n in range(24)]
@@ -38,10 +38,11 @@ def test_a_caller_hears_quickly_that_redis_is_away(empty_office: System, order: 
     (refused,) = office.try_all([call])
     office.stack.start_redis()
     (accepted,) = office.try_all([call])
-    office.worker()
+    queued = office.leftovers()
+    office.redis.delete("bitrix")
 
     assert refused["error"] == "OperationalError"
     assert "refused" in refused["text"]
     assert refused["seconds"] < 5
-    assert office.result(accepted["job"])["outcome"] == "created"
-    assert len(office.portal.calls("crm.deal.add", order)) == 1
+    assert "job" in accepted
+    assert queued == {"bitrix": 1}

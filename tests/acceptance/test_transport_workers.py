@@ -21,8 +21,6 @@ from fixtures.waiting import eventually
 from redis import Redis
 from redis.exceptions import RedisError
 
-pytest_plugins = ("fixtures.redis_servers",)
-
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 PREFIX = "app:"

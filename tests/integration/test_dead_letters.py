@@ -24,8 +24,6 @@ from reliability.dead_letters import (
 )
 from reliability.spool import Spool
 
-pytest_plugins = ("fixtures.redis_servers",)
-
 NOON = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 
 

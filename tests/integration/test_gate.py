@@ -18,8 +18,6 @@ from classifiers.errors import CircuitOpen, CredentialHeld, InternalError, Pause
 from config.services import Service
 from reliability.gate import Gate, Permit, key_of, states, usable_burst
 
-pytest_plugins = ("fixtures.redis_servers",)
-
 BITRIX = Service(
     name="bitrix",
     rate=2.0,

@@ -24,8 +24,6 @@ from redis import Redis
 
 from reliability import keys
 
-pytest_plugins = ("fixtures.redis_servers",)
-
 OURS = "reliability.transport:Transport"
 STOCK = "kombu.transport.redis:Transport"
 PREFIX = "app:"

@@ -1002,10 +1002,12 @@ def test_an_answer_that_never_ends_is_given_up(gate):
     assert gate.told == [("failure",)]
 
 
-def test_an_add_that_refers_to_a_missing_row_is_invalid_not_gone(portal, site):
+@pytest.mark.parametrize("for_update", [False, True])
+def test_an_add_that_refers_to_a_missing_row_is_no_end_of_an_update(portal, site, for_update):
     site.answer = lambda method, params: Refused("", "Contact is not found")
+    error = error_of(lambda: portal.add("deal", "1", {}, for_update=for_update))
 
-    assert isinstance(error_of(lambda: portal.add("deal", "1", {})), InvalidData)
+    assert isinstance(error, InvalidData if for_update else NotFound)
 
 
 @pytest.mark.parametrize("gone", [True, False], ids=["the row", "a row it refers to"])
