@@ -130,6 +130,7 @@ ADOPTED = Policy(Action.ADOPT, level=INFO)
 
 TASKS: Mapping[str, Mapping[type[BaseException], Policy]] = {
     "bitrix.update_deal": {errors.NotFound: GONE},
+    "bitrix.attach_contact": {errors.NotFound: GONE},
     "bitrix.create_contact": {errors.Duplicate: ADOPTED},
     "bitrix.update_contact": {errors.NotFound: GONE, errors.Duplicate: ADOPTED},
     "bitrix.handle_webhook": {errors.NotFound: GONE},

@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
+from celery._state import _task_stack
 
 from classifiers.errors import Duplicate, ServiceUnavailable
 from clients.bitrix import forget_portal
@@ -79,9 +80,11 @@ def run(task: Any, accepted_at: float = EARLY, **payload: Any) -> dict[str, Any]
     task.push_request(
         id=f"{task.name}-{accepted_at}", called_directly=True, headers={"accepted_at": accepted_at}
     )
+    _task_stack.push(task)  # what makes it the current task
     try:
         return task.run(**payload)
     finally:
+        _task_stack.pop()
         task.pop_request()
 
 
@@ -118,6 +121,24 @@ def test_a_contact_that_comes_late_is_attached_after_a_newer_update(office):
     run(bitrix.attach_contact, EARLY, order_id="o3", user_id="u3")
 
     assert office.deal("o3")["CONTACT_ID"] == links.get("contact", "u3").remote_id
+
+
+def test_a_contact_that_comes_after_its_deal_was_deleted_is_no_dead_letter(office):
+    run(bitrix.create_deal, order_id="o7", title="t", contact_user_id="u7")
+    run(bitrix.create_contact, user_id="u7", name="Ann", email="ann7@example.com")
+    office.rest.post("crm.deal.delete", json={"id": office.deal("o7")["ID"]})
+    outcome = run(bitrix.attach_contact, order_id="o7", user_id="u7")
+
+    assert outcome["outcome"] == "target_gone"
+
+
+def test_an_update_accepted_before_the_one_applied_is_superseded(office):
+    run(bitrix.create_deal, order_id="o8", title="t")
+    run(bitrix.update_deal, LATE, order_id="o8", fields={"STAGE_ID": "WON"})
+    outcome = run(bitrix.update_deal, EARLY + 1, order_id="o8", fields={"STAGE_ID": "LOSE"})
+
+    assert outcome["outcome"] == "superseded"
+    assert office.deal("o8")["STAGE_ID"] == "WON"
 
 
 def test_the_same_create_has_one_effect_even_if_its_contact_came_meanwhile(office):
