@@ -7,11 +7,15 @@ A row per effect, `intended → done | unknown | undone`:
   unknown    a call may have taken effect; the next run looks before it calls
   undone     nothing happened, or it was taken back; the next run starts afresh
 
-*called_until* is the time until which the last call sent may still take effect. It is empty
-unless such a call is in doubt, and looking never moves it: only a new call does. So "not found"
-is believed only if the look began after it. *runs* numbers the runs; a run that has lost its
-lease to a later one may no longer say "unknown" or "undone", but a result it brings is kept,
-unless the later run has one already. If the two differ, the effect was doubled: it is logged.
+*called_until* is the time until which the last call sent may still take effect, or have taken
+effect unseen. It is empty unless such a call is in doubt, and looking never moves it: only a new
+call does. So "not found" is believed only if the look began after it. It is the end of the lease,
+or later where only the upstream can tell us what a call has led to (by a callback): a dead run's
+effect is then looked for soon, and had again late.
+
+*runs* numbers the runs; a run that has lost its lease to a later one may no longer say "unknown"
+or "undone", but a result it brings is kept, unless the later run has one already. If the two
+differ, the effect was doubled: it is logged.
 """
 
 from __future__ import annotations
@@ -110,6 +114,7 @@ class _Run:
     key: str
     number: int
     lease: float
+    found_within: float
     doubt: bool
     open_for: float
     error: str | None
@@ -122,16 +127,18 @@ def once(
     find: Find | None = None,
     owner: str,
     lease: float,
+    found_within: float | None = None,
     look_first: bool = False,
     record: Record | None = None,
 ) -> Effect:
     """Have the effect *key* at most once, and return its result (a JSON object).
 
     *do* calls the upstream; *lease* is the time in seconds within which such a call takes effect
-    or never will, so it is longer than every deadline in it. *find* asks the upstream whether an
-    earlier call took effect (its result, or None); *look_first* asks before the first call too.
-    *record* writes in the transaction that marks the effect done; where it fails, the effect
-    counts as not written down, and a later run has to find it.
+    or never will, so it is longer than every deadline in it. *find* asks whether an earlier call
+    took effect (its result, or None); *found_within* is the time in seconds after which it is sure
+    to see one that did (the lease, unless it takes longer). *look_first* asks before the first
+    call too. *record* writes in the transaction that marks the effect done; where it fails, the
+    effect counts as not written down, and a later run has to find it.
 
     Raises:
         Pending: another run has the row, or had until it died; *retry_after* is what it has left.
@@ -141,7 +148,10 @@ def once(
     """
     if look_first and find is None:
         raise ValueError(f"{key}: look_first has nothing to look with")
-    run = _claim(key, owner, lease, call_at_once=not look_first)
+    found_within = lease if found_within is None else found_within
+    if found_within < lease:
+        raise ValueError(f"{key}: nothing is sure to be found while its call may take effect")
+    run = _claim(key, owner, lease, found_within, call_at_once=not look_first)
     if isinstance(run, Effect):
         return run
     if run.doubt or look_first:
@@ -222,7 +232,9 @@ def exclusive(*keys: str, owner: str, lease: float) -> Iterator[None]:
 # ── One run ──────────────────────────────────────────────────────────────────────────────────
 
 
-def _claim(key: str, owner: str, lease: float, *, call_at_once: bool) -> _Run | Effect:
+def _claim(
+    key: str, owner: str, lease: float, found_within: float, *, call_at_once: bool
+) -> _Run | Effect:
     """Get the row by one statement, so that of many exactly one does; else its result, or Pending.
 
     The owner does not matter: a redelivered message meets the lease of its former self, which may
@@ -231,12 +243,18 @@ def _claim(key: str, owner: str, lease: float, *, call_at_once: bool) -> _Run | 
     with database.write() as connection:
         row = connection.execute(
             _claiming(connection.dialect.name),
-            {"the_key": key, "by": owner, "seconds": lease, "call_at_once": call_at_once},
+            {
+                "the_key": key,
+                "by": owner,
+                "lease": lease,
+                "found_within": found_within,
+                "call_at_once": call_at_once,
+            },
         ).one_or_none()
     if row is None:
         return _stored(key)
     open_for = _seconds(row.called_until, row.now) if row.doubt else 0.0
-    return _Run(key, row.runs, lease, row.doubt, open_for, row.error)
+    return _Run(key, row.runs, lease, found_within, row.doubt, open_for, row.error)
 
 
 def _stored(key: str) -> Effect:
@@ -276,11 +294,10 @@ def _look(run: _Run, find: Find | None) -> Result | None:
 def _renew(run: _Run) -> Effect | None:
     """Take a whole lease for a call of our own; the result, if another run has been faster."""
     with database.write() as connection:
-        until = database.now(plus=run.lease)
         held = connection.execute(
             _ours(run).values(
-                lease_until=until,
-                called_until=until,
+                lease_until=database.now(plus=run.lease),
+                called_until=database.now(plus=run.found_within),
                 doubt=False,
                 error=null(),
                 updated_at=database.now(),
@@ -426,8 +443,9 @@ def _give_back(token: str, keys: tuple[str, ...]) -> None:
 @cache
 def _claiming(dialect: str) -> ReturningInsert[Any]:
     """Built once: building it anew took longer than executing it."""
-    until = database.now(plus=bindparam("seconds", type_=Float()))
-    called = case((bindparam("call_at_once", type_=Boolean()), until), else_=null())
+    until = database.now(plus=bindparam("lease", type_=Float()))
+    seen = database.now(plus=bindparam("found_within", type_=Float()))
+    called = case((bindparam("call_at_once", type_=Boolean()), seen), else_=null())
     fresh = database.insert(effects, dialect).values(
         key=bindparam("the_key"),
         state="intended",

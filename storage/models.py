@@ -3,9 +3,22 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, cast
 
-from sqlalchemy import JSON, CheckConstraint, DateTime, Index, MetaData, Table, Text
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    CheckConstraint,
+    DateTime,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
@@ -33,6 +46,27 @@ class Moment(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
+class Money(TypeDecorator[Decimal]):
+    """An exact amount with two places, stored as hundredths; refuses a third place.
+
+    SQLite has no decimals: its NUMERIC is a float.
+    """
+
+    impl = BigInteger
+    cache_ok = True
+
+    def process_bind_param(self, value: Decimal | None, dialect: Dialect) -> int | None:  # noqa: ARG002
+        if value is None:
+            return None
+        hundredths = int(value.scaleb(2))
+        if hundredths != value.scaleb(2):
+            raise ValueError(f"an amount with more than two places: {value}")
+        return hundredths
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> Decimal | None:  # noqa: ARG002
+        return None if value is None else Decimal(value).scaleb(-2)  # a sum comes as a Decimal
+
+
 class Base(DeclarativeBase):
     # Constraints need names of ours: Alembic cannot change a nameless one on SQLite.
     metadata = MetaData(
@@ -47,6 +81,7 @@ class Base(DeclarativeBase):
     # Plain JSON, not JSONB: nothing is looked up inside, and JSONB refuses a \u0000 in a text.
     type_annotation_map = {  # noqa: RUF012  # SQLAlchemy's own signature
         datetime: Moment(),
+        Decimal: Money(),
         str: Text(),
         dict[str, Any]: JSON(none_as_null=True),
         list[str]: JSON(none_as_null=True),
@@ -107,6 +142,122 @@ class LinkRow(Base):
     updated_at: Mapped[datetime]
 
 
+class BalanceRow(Base):
+    """What an account of a user holds; moves with every transfer, in its transaction."""
+
+    __tablename__ = "credit_balances"
+    __table_args__ = (CheckConstraint("balance >= 0", name="balance"),)
+
+    account: Mapped[str] = mapped_column(primary_key=True)
+    balance: Mapped[Decimal]
+
+
+class TransferRow(Base):
+    """One movement of credits, with both its entries. The rules are told in `storage.credits`."""
+
+    __tablename__ = "credit_transfers"
+    __table_args__ = (
+        CheckConstraint("amount >= 0", name="amount"),
+        CheckConstraint(
+            "(debit = 'issued' AND substr(credit, 1, 5) = 'user:' AND refunds IS NULL)"
+            " OR (substr(debit, 1, 5) = 'user:' AND credit = 'spent' AND refunds IS NULL)"
+            " OR (debit = 'spent' AND substr(credit, 1, 5) = 'user:' AND refunds IS NOT NULL)",
+            name="kind",
+        ),
+        UniqueConstraint("key"),
+        UniqueConstraint("refunds"),
+        # A refund gives back what its charge has taken, to the account it was taken from.
+        UniqueConstraint("key", "debit", "amount", name="uq_credit_transfers_charge"),
+        ForeignKeyConstraint(
+            ["refunds", "credit", "amount"],
+            ["credit_transfers.key", "credit_transfers.debit", "credit_transfers.amount"],
+        ),
+        Index("ix_credit_transfers_debit", "debit", "id"),
+        Index("ix_credit_transfers_credit", "credit", "id"),
+    )
+
+    # SQLite counts up only what it calls INTEGER, which has 64 bits there.
+    id: Mapped[int] = mapped_column(
+        BigInteger().with_variant(Integer(), "sqlite"), primary_key=True
+    )
+    key: Mapped[str]
+    debit: Mapped[str]
+    credit: Mapped[str]
+    amount: Mapped[Decimal]
+    balance_after: Mapped[Decimal]
+    refunds: Mapped[str | None]
+    reason: Mapped[str]
+    at: Mapped[datetime]
+
+
+class VideoRow(Base):
+    """One video that somebody pays for. What the columns promise is told in `storage.videos`."""
+
+    __tablename__ = "videos"
+    __table_args__ = (
+        CheckConstraint(
+            "state IN ('paid', 'ready', 'sending', 'sent', 'unconfirmed', 'refunded')",
+            name="state",
+        ),
+    )
+
+    order_id: Mapped[str] = mapped_column(primary_key=True)
+    token: Mapped[str] = mapped_column(unique=True)
+    user_id: Mapped[str] = mapped_column(index=True)
+    chat_id: Mapped[str]
+    image_url: Mapped[str]
+    prompt: Mapped[str]
+    cost: Mapped[Decimal]
+    locale: Mapped[str]
+    state: Mapped[str] = mapped_column(index=True)
+    round: Mapped[int]
+    job: Mapped[str]
+    replays: Mapped[int]
+    generation: Mapped[str | None]
+    result_url: Mapped[str | None]
+    sender: Mapped[str | None]
+    doubts: Mapped[list[str]]
+    message_id: Mapped[str | None]
+    file_id: Mapped[str | None]
+    reason: Mapped[str | None]
+    begun_at: Mapped[datetime]
+    created_at: Mapped[datetime]
+    updated_at: Mapped[datetime]
+
+
+class GenerationRow(Base):
+    """One try to have a video made; its id is in the address that KIE calls back."""
+
+    __tablename__ = "generations"
+    __table_args__ = (UniqueConstraint("order_id", "round", "number"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    order_id: Mapped[str]
+    round: Mapped[int]
+    number: Mapped[int]
+    model: Mapped[str]
+    task_id: Mapped[str | None]
+    asked_at: Mapped[datetime | None]
+    failure: Mapped[str | None]
+    created_at: Mapped[datetime]
+    updated_at: Mapped[datetime]
+
+
+class ChatRow(Base):
+    """A chat that has moved to another id (UPSTREAMS 3.3: a group became a supergroup)."""
+
+    __tablename__ = "moved_chats"
+
+    chat_id: Mapped[str] = mapped_column(primary_key=True)
+    moved_to: Mapped[str]
+    at: Mapped[datetime]
+
+
 effects = cast("Table", EffectRow.__table__)
 leases = cast("Table", LeaseRow.__table__)
 links = cast("Table", LinkRow.__table__)
+credit_balances = cast("Table", BalanceRow.__table__)
+credit_transfers = cast("Table", TransferRow.__table__)
+videos = cast("Table", VideoRow.__table__)
+generations = cast("Table", GenerationRow.__table__)
+moved_chats = cast("Table", ChatRow.__table__)

@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 
 import pytest
 from sqlalchemy import select, text, update
@@ -384,6 +385,83 @@ def test_error_of_a_former_call_is_not_told_of_a_later_one():
     once(lambda: seen.append(effects.get(KEY).error) or DEAL)
 
     assert seen == [None]
+
+
+# ── A look that sees late ────────────────────────────────────────────────────────────────────
+
+
+LATE = 10 * LONG  # as long as a callback takes
+
+
+def die_in_the_call(ago, **options):
+    """Leave the row as a worker does that was killed in its call, *ago* seconds since."""
+    taken = []
+
+    def do():
+        taken.append(effects.get(KEY))
+        return DEAL
+
+    once(do, found_within=LATE, **options)
+    with storage_database.write() as connection:
+        connection.execute(
+            update(effects_table).values(
+                state="intended",
+                result=None,
+                lease_until=taken[0].lease_until - timedelta(seconds=ago),
+                called_until=taken[0].called_until - timedelta(seconds=ago),
+            )
+        )
+
+
+CALLS = [
+    pytest.param({}, id="first call"),
+    pytest.param({"find": lambda: None, "look_first": True}, id="call after a look"),
+]
+
+
+@pytest.mark.parametrize("options", CALLS)
+def test_dead_run_whose_effect_is_seen_late_is_looked_for_when_its_lease_has_passed(options):
+    die_in_the_call(ago=LONG / 2, **options)
+    with pytest.raises(Pending) as pending:
+        once(must_not_be_called, find=must_not_be_called, found_within=LATE)
+    pass_time("lease_until")
+
+    assert pending.value.retry_after == pytest.approx(LONG / 2, abs=10)
+    assert once(must_not_be_called, find=lambda: DEAL, found_within=LATE) == Effect(DEAL, "found")
+
+
+@pytest.mark.parametrize("options", CALLS)
+def test_effect_that_is_seen_late_is_not_had_again_before(options):
+    die_in_the_call(ago=LONG + 1, **options)
+    for _ in range(2):  # the look of the first moves nothing
+        with pytest.raises(OutcomeUnknown, match="may still") as unknown:
+            once(must_not_be_called, find=lambda: None, found_within=LATE)
+        assert unknown.value.retry_after == pytest.approx(LATE - LONG, abs=10)
+        assert effects.get(KEY).state == "unknown"
+
+
+def test_effect_that_is_not_seen_by_then_is_had_again_and_waited_for_as_long():
+    die_in_the_call(ago=LATE + 1)
+    fail(OutcomeUnknown("timeout"), find=lambda: None, found_within=LATE)
+
+    with pytest.raises(OutcomeUnknown) as unknown:
+        once(must_not_be_called, find=lambda: None, found_within=LATE)
+    assert unknown.value.retry_after == pytest.approx(LATE, abs=5)
+
+
+def test_effect_that_nobody_has_seen_yet_cannot_be_settled_as_not_happened():
+    die_in_the_call(ago=LONG + 1)
+
+    with pytest.raises(Pending) as pending:
+        effects.settle(KEY)
+    assert pending.value.retry_after == pytest.approx(LATE - LONG, abs=10)
+    assert effects.settle(KEY, OTHER)
+
+
+def test_effect_cannot_be_sure_to_be_seen_before_its_call_ends():
+    with pytest.raises(ValueError, match="while its call may take effect"):
+        once(must_not_be_called, lease=LONG, found_within=LONG - 1)
+    assert effects.get(KEY) is None
 
 
 # ── Decisions and compensation ───────────────────────────────────────────────────────────────

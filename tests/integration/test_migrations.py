@@ -7,13 +7,14 @@ import multiprocessing
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import inspect, text
 
 from storage import database as storage_database
 from storage.models import Base
-from storage.upgrade import upgrade
+from storage.upgrade import _config, upgrade
 
 
 @pytest.fixture
@@ -71,14 +72,38 @@ def test_threads_that_start_at_once_all_succeed(empty_database, empty_engine):
     assert "links" in inspect(empty_engine).get_table_names()
 
 
-def test_second_upgrade_changes_nothing_and_says_nothing(empty_database, caplog):
+def revision(engine):
+    with engine.connect() as connection:
+        return connection.scalar(text("SELECT version_num FROM alembic_version"))
+
+
+def test_second_upgrade_changes_nothing_and_says_nothing(empty_database, empty_engine, caplog):
     caplog.set_level(logging.INFO)
     upgrade(empty_database)
     told = [record.getMessage() for record in caplog.records]
     upgrade(empty_database)
 
-    assert told == ["the schema went from nothing to 0001"]
+    assert told == [f"the schema went from nothing to {revision(empty_engine)}"]
     assert len(caplog.records) == 1
+
+
+def test_release_with_the_first_schema_is_brought_up_to_date_with_its_rows(
+    empty_database, empty_engine
+):
+    with empty_engine.begin() as connection:
+        command.upgrade(_config(connection), "0001")
+        connection.execute(
+            text(
+                "INSERT INTO effects (key, state, owner, runs, doubt, created_at, updated_at) "
+                "VALUES ('k', 'done', 'o', 1, false, '2026-01-01', '2026-01-01')"
+            )
+        )
+    upgrade(empty_database)
+
+    assert revision(empty_engine) > "0001"
+    assert "credit_transfers" in inspect(empty_engine).get_table_names()
+    with empty_engine.connect() as connection:
+        assert connection.scalar(text("SELECT key FROM effects")) == "k"
 
 
 def test_failed_upgrade_leaves_the_schema_as_it_was(empty_database, empty_engine):
@@ -97,8 +122,7 @@ def test_newer_schema_is_left_alone_with_a_warning(empty_database, empty_engine,
     upgrade(empty_database)
 
     assert "newer than this release" in caplog.text
-    with empty_engine.connect() as connection:
-        assert connection.scalar(text("SELECT version_num FROM alembic_version")) == "9999"
+    assert revision(empty_engine) == "9999"
 
 
 def test_state_is_one_of_four(database):
