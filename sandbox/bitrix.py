@@ -4,13 +4,9 @@
 
 serves `http://127.0.0.1:8024/rest/1/sandbox/`. Single process, state in memory.
 
-GET    /_sandbox/summary      counts: requests, operations, limits, duplicates, faults
-GET    /_sandbox/journal      entries, `?after=n` for those that came later
-GET    /_sandbox/faults       how often which kind has fired
-POST   /_sandbox/faults       arm a list of faults (`sandbox.faults.Fault`, as JSON)
-DELETE /_sandbox/faults       disarm them all
+Beside what `sandbox.serving` lists:
+
 POST   /_sandbox/emit         send an outbound webhook: {"event", "id", "ts"?, "token"?}
-POST   /_sandbox/reset        forget everything
 """
 
 from __future__ import annotations
@@ -18,116 +14,35 @@ from __future__ import annotations
 import argparse
 import json
 import socket
-import struct
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import httpx
 import uvicorn
-from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from sandbox.faults import read_faults
+from sandbox import serving
 from sandbox.phpforms import nest, parse
-from sandbox.portal import Portal, PortalSettings
-from sandbox.replies import Reply, Request
-
-if TYPE_CHECKING:
-    import asyncio
-
-    from starlette.types import Receive, Scope, Send
-
-_CONNECTION = "sandbox.connection"
-# uvicorn closes an idle connection after 5 s, in the middle of a client's next request if need be.
-# The nginx before a portal keeps it for 75 s; without that every pause would look like a fault.
-_KEEP_ALIVE = 75
-# Ends a connection with RST, not FIN: linger on, for no time at all.
-_NO_LINGER = struct.pack("ii", 1, 0)
-
-
-class SeveringProtocol(H11Protocol):
-    """Hands the application the connection itself, so that a fault can end it without an answer."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        served = self.app
-
-        async def severable(scope: Scope, receive: Receive, send: Send) -> None:
-            scope["extensions"] = {**scope.get("extensions", {}), _CONNECTION: transport}
-            await served(scope, receive, send)
-
-        self.app = severable
-
-
-class Delivery(Response):
-    """Sends a portal's reply, or ends the connection, and settles the journal."""
-
-    def __init__(self, portal: Portal, reply: Reply) -> None:
-        super().__init__(reply.body, reply.status or 200, dict(reply.headers))
-        self._portal = portal
-        self._reply = reply
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._reply.drop:
-            self._settle(answered=False)
-            await _sever(self._reply.drop, scope, receive)
-            return
-        gone = await HttpRequest(scope, receive).is_disconnected()
-        await super().__call__(scope, receive, send)
-        self._settle(answered=not gone)
-
-    def _settle(self, *, answered: bool) -> None:
-        reply = self._reply
-        self._portal.journal.settle(reply.entries, status=reply.status, answered=answered)
-
-
-async def _sever(how: str, scope: Scope, receive: Receive) -> None:
-    transport = scope.get("extensions", {}).get(_CONNECTION)
-    if transport is None:
-        # In process there is no connection: raise what a client over a real one would see.
-        raise httpx.ReadTimeout(how) if how == "hang" else httpx.ReadError(how)
-    if how == "reset":
-        transport.get_extra_info("socket").setsockopt(
-            socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER
-        )
-    if how != "hang":
-        transport.abort()
-    while (await receive())["type"] != "http.disconnect":
-        pass
+from sandbox.portal import Portal, PortalSettings, Request
+from sandbox.serving import Delivery
 
 
 def create_app(portal: Portal) -> Starlette:
     """Return the ASGI application of *portal*; it lives as long as the application."""
-
-    @asynccontextmanager
-    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
-        yield
-        await portal.close()
-
-    app = Starlette(
-        routes=[
-            Route("/_sandbox/summary", _summary),
-            Route("/_sandbox/journal", _journal),
-            Route("/_sandbox/faults", _faults, methods=["GET", "POST", "DELETE"]),
+    return serving.create_app(
+        portal,
+        [
             Route("/_sandbox/emit", _emit, methods=["POST"]),
-            Route("/_sandbox/reset", _reset, methods=["POST"]),
             Route("/rest/{user}/{code}/{method:path}", _rest, methods=["GET", "POST"]),
             Route("/rest/{method:path}", _rest, methods=["GET", "POST"]),
         ],
-        lifespan=lifespan,
     )
-    app.state.portal = portal
-    return app
 
 
 def _portal(http: HttpRequest) -> Portal:
-    found: Portal = http.app.state.portal
+    found: Portal = http.app.state.upstream
     return found
 
 
@@ -144,27 +59,6 @@ async def _rest(http: HttpRequest) -> Response:
     return Delivery(portal, await portal.answer(request))
 
 
-async def _summary(http: HttpRequest) -> Response:
-    return JSONResponse(_portal(http).summary())
-
-
-async def _journal(http: HttpRequest) -> Response:
-    after = int(http.query_params.get("after", "0"))
-    return JSONResponse(_portal(http).journal.since(after))
-
-
-async def _faults(http: HttpRequest) -> Response:
-    plan = _portal(http).faults
-    if http.method == "DELETE":
-        plan.disarm()
-    elif http.method == "POST":
-        try:
-            plan.arm(read_faults(await http.json()))
-        except (ValidationError, json.JSONDecodeError) as error:
-            return JSONResponse({"error": str(error)}, status_code=422)
-    return JSONResponse({"fired": dict(plan.fired)})
-
-
 async def _emit(http: HttpRequest) -> Response:
     portal = _portal(http)
     if not portal.settings.webhook_target:
@@ -174,11 +68,6 @@ async def _emit(http: HttpRequest) -> Response:
         asked["event"], int(asked["id"]), ts=asked.get("ts"), token=asked.get("token")
     )
     return JSONResponse({"status": status})
-
-
-async def _reset(http: HttpRequest) -> Response:
-    _portal(http).reset()
-    return JSONResponse({"reset": True})
 
 
 async def _params(http: HttpRequest) -> dict[str, Any]:
@@ -202,20 +91,7 @@ def create_server(
     portal: Portal, host: str = "127.0.0.1", port: int = 0
 ) -> tuple[uvicorn.Server, socket.socket]:
     """Return a server and the socket it is to `run(sockets=[…])` on; port 0 takes a free one."""
-    # Named TCP, or asyncio leaves Nagle's delay on and every answer takes 40 ms.
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind((host, port))
-    config = uvicorn.Config(
-        create_app(portal),
-        http=SeveringProtocol,
-        ws="none",
-        access_log=False,
-        log_level="warning",
-        timeout_keep_alive=_KEEP_ALIVE,
-        timeout_graceful_shutdown=1,  # a slow fault must not keep Ctrl-C waiting
-    )
-    return uvicorn.Server(config), listener
+    return serving.create_server(create_app(portal)), serving.bound(host, port)
 
 
 def _arguments() -> argparse.Namespace:

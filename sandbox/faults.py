@@ -19,7 +19,8 @@ class Fault:
     """One rule. It fires *times* times (without a probability: once), then it is spent.
 
     kind           status         an answer with `status`: HTML, or JSON when `code` is given
-                   error          `{"error": code}`; for a command of a batch, in `result_error`
+                   error          the upstream's own error, with `code` and `description`; for a
+                                  command of a batch, in `result_error`
                    refuse         the connection ends before anything happens
                    lost_answer    everything happens, then the connection ends without an answer
                    slow           `seconds` pass, then all goes on as usual
@@ -27,7 +28,7 @@ class Fault:
                    partial_batch  `commands` commands happen, then the answer is lost
     method         a shell pattern; matches the request, or a command of a batch
     where          `alone` looks at requests only, `batch` at commands of batches only
-    about          a part of the ORIGIN_ID or ID the call is about
+    about          a part of an id that the call is about, or of what else it is known by
     after          strike after the effect, for the kinds where both orders make sense
     drop           how a connection ends: closed, reset, or held open until the client gives up
     """
@@ -77,10 +78,37 @@ class Strike:
     commands: dict[int, Fault] = field(default_factory=dict)
 
 
-@dataclass(slots=True)
+class Charge:
+    """How often a rule may still fire: *times* times, each time with *probability*.
+
+    With neither it fires once, with a probability alone for ever.
+    """
+
+    def __init__(self, times: int | None, probability: float | None) -> None:
+        once = 1 if probability is None else None
+        self._left = once if times is None else times
+        self._probability = probability
+
+    @property
+    def spent(self) -> bool:
+        """Whether it will not fire any more."""
+        return self._left == 0
+
+    def fires(self, random: Random) -> bool:
+        """Decide whether it fires now, and count it."""
+        if self.spent:
+            return False
+        if self._probability is not None and random.random() >= self._probability:
+            return False
+        if self._left is not None:
+            self._left -= 1
+        return True
+
+
+@dataclass(frozen=True, slots=True)
 class _Armed:
     fault: Fault
-    left: int | None
+    charge: Charge
 
 
 class FaultPlan:
@@ -93,8 +121,7 @@ class FaultPlan:
 
     def arm(self, faults: Sequence[Fault]) -> None:
         for fault in faults:
-            once = 1 if fault.probability is None else None
-            self._armed.append(_Armed(fault, once if fault.times is None else fault.times))
+            self._armed.append(_Armed(fault, Charge(fault.times, fault.probability)))
 
     def disarm(self) -> None:
         self._armed.clear()
@@ -103,7 +130,7 @@ class FaultPlan:
         """Decide what hits *request* and, if it is a batch, its *commands*."""
         strike = Strike()
         for armed in self._armed:
-            if armed.left != 0:
+            if not armed.charge.spent:
                 self._apply(armed, strike, request, commands)
         return strike
 
@@ -134,13 +161,8 @@ class FaultPlan:
             strike.before += armed.fault.seconds
 
     def _fires(self, armed: _Armed) -> bool:
-        if armed.left == 0:
+        if not armed.charge.fires(self._random):
             return False
-        chance = armed.fault.probability
-        if chance is not None and self._random.random() >= chance:
-            return False
-        if armed.left is not None:
-            armed.left -= 1
         self.fired[armed.fault.kind] += 1
         return True
 

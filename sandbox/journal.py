@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -102,3 +103,9 @@ class Journal:
         for line in lines:
             self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
         self._file.flush()
+
+
+def digest(params: Mapping[str, Any]) -> str:
+    """Return a short print of the parameters: equal calls have equal ones."""
+    text = json.dumps(params, sort_keys=True, default=str)
+    return hashlib.blake2s(text.encode(), digest_size=6).hexdigest()

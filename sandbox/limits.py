@@ -1,4 +1,4 @@
-"""The two limits of a portal: the leaky bucket of requests and the operating time of methods."""
+"""How upstreams limit their callers: leaky buckets, sliding windows, and operating time."""
 
 from __future__ import annotations
 
@@ -66,3 +66,23 @@ class OperatingTime:
         while minutes and int(minutes[0].first_call + WINDOW) <= now:
             minutes.popleft()
         return minutes
+
+
+class SlidingWindow:
+    """At most *limit* in any *seconds*, 0 for no limit; what is refused does not count."""
+
+    def __init__(self, limit: int, seconds: float) -> None:
+        self.highest = 0
+        self._limit = limit
+        self._seconds = seconds
+        self._taken: deque[float] = deque()
+
+    def take(self, now: float) -> bool:
+        """Count one request, or refuse it."""
+        while self._taken and self._taken[0] <= now - self._seconds:
+            self._taken.popleft()
+        if self._limit and len(self._taken) >= self._limit:
+            return False
+        self._taken.append(now)
+        self.highest = max(self.highest, len(self._taken))
+        return True

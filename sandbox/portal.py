@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -16,13 +14,24 @@ import httpx
 from sandbox import batch
 from sandbox.crm import portal_time
 from sandbox.crm_methods import Crm, Outcome
-from sandbox.faults import Call, Fault, FaultPlan
-from sandbox.journal import Entry, Journal
+from sandbox.faults import Call, Fault, FaultPlan, Strike
+from sandbox.journal import Entry, Journal, digest
 from sandbox.limits import LeakyBucket, OperatingTime
 from sandbox.outbound import Outbound
 from sandbox.phpforms import as_php_array
 from sandbox.refusals import Refusal
-from sandbox.replies import Reply, Request, answered, refused_by, strikes_first, struck
+from sandbox.replies import Reply, answered, endured
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One call as it came in: the path's three parts, its parameters, and whose address."""
+
+    user: str
+    code: str
+    method: str
+    params: Mapping[str, Any]
+    client: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +108,7 @@ class Portal:
         method = request.method.lower()
         ids = self.crm.essentials(method, request.params)
         entry = self.journal.record(
-            at=began, request=number, method=method, about=ids, digest=_digest(request.params)
+            at=began, request=number, method=method, about=ids, digest=digest(request.params)
         )
         try:
             self._admit(request, began)
@@ -109,26 +118,32 @@ class Portal:
         strike = self.faults.strike(
             Call(method, _ids(ids)), [self._sight(command) for command in commands]
         )
-        await self._wait(self.settings.latency / 2 + strike.before)
-        fault = strike.request
-        if fault is not None and strikes_first(fault):
-            return struck(fault, [entry], self.settings.language)
-        entries = [entry]
+        return await endured(
+            strike,
+            lambda: self._answer(request.params, entry, commands, strike),
+            entry=entry,
+            wording=self._worded,
+            pause=lambda seconds: self._wait(self.settings.latency / 2 + seconds),
+        )
+
+    def _answer(
+        self,
+        params: Mapping[str, Any],
+        entry: Entry,
+        commands: list[batch.Command],
+        strike: Strike,
+    ) -> Reply:
+        entries, fault = [entry], strike.request
         try:
-            if method == "batch":
+            if entry.method == "batch":
                 until = fault.commands if fault and fault.kind == "partial_batch" else None
-                body = self._batch(request.params, commands[:until], strike.commands, entries)
+                body = self._batch(params, commands[:until], strike.commands, entries)
             else:
-                body = self._single(entry, request.params, began)
+                body = self._single(entry, params)
         except Refusal as refusal:
             entry.error = refusal.code
-            body, status = refusal.body(self.settings.language), refusal.status
-        else:
-            status = 200
-        await self._wait(self.settings.latency / 2 + strike.after)
-        if fault is not None:
-            return struck(fault, entries, self.settings.language)
-        return answered(body, entries, status)
+            return answered(refusal.body(self.settings.language), entries, refusal.status)
+        return answered(body, entries)
 
     def _admit(self, request: Request, now: float) -> None:
         if not request.user or not request.code:
@@ -143,14 +158,14 @@ class Portal:
             self.limit_answers += 1
             raise Refusal("QUERY_LIMIT_EXCEEDED")
 
-    def _single(self, entry: Entry, params: Mapping[str, Any], began: float) -> dict[str, Any]:
+    def _single(self, entry: Entry, params: Mapping[str, Any]) -> dict[str, Any]:
         outcome, operating = self._run(entry, params)
         body: dict[str, Any] = {"result": outcome.result}
         if outcome.next is not None:
             body["next"] = outcome.next
         if outcome.total is not None:
             body["total"] = outcome.total
-        return body | {"time": self._time(began, operating)}
+        return body | {"time": self._time(entry.at, operating)}
 
     def _batch(
         self,
@@ -170,7 +185,7 @@ class Portal:
                 request=entries[0].request,
                 method=command.method,
                 key=command.key,
-                digest=_digest(command.params),
+                digest=digest(command.params),
             )
             entries.append(entry)
             try:
@@ -201,10 +216,10 @@ class Portal:
         params = batch.resolved(command.params, found)
         entry.about = self.crm.essentials(command.method, params)
         if fault is not None and not fault.after:
-            raise refused_by(fault)
+            raise _refusal(fault)
         outcome, operating = self._run(entry, params)
         if fault is not None:
-            raise refused_by(fault)
+            raise _refusal(fault)
         found["result"][command.key] = outcome.result
         found["time"][command.key] = self._time(began, operating)
         if outcome.total is not None:
@@ -252,6 +267,10 @@ class Portal:
         ids = self.crm.essentials(command.method, command.params)
         return Call(command.method, _ids(ids), command=True)
 
+    def _worded(self, fault: Fault) -> tuple[Any, int]:
+        refusal = _refusal(fault)
+        return refusal.body(self.settings.language), refusal.status
+
     def _refused(self, entry: Entry, refusal: Refusal) -> Reply:
         entry.error = refusal.code
         return answered(refusal.body(self.settings.language), [entry], refusal.status)
@@ -291,7 +310,5 @@ def _ids(about: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(about[name] for name in ("ORIGIN_ID", "ID") if name in about)
 
 
-def _digest(params: Mapping[str, Any]) -> str:
-    """Return a short print of the parameters: equal calls have equal ones."""
-    text = json.dumps(params, sort_keys=True, default=str)
-    return hashlib.blake2s(text.encode(), digest_size=6).hexdigest()
+def _refusal(fault: Fault) -> Refusal:
+    return Refusal(fault.code, fault.description, fault.status)

@@ -1,4 +1,4 @@
-"""The whole system as local processes: Redis, portal, shop, worker, Flower and the API."""
+"""The whole system as local processes: Redis, upstreams, shop, worker, Flower and the API."""
 
 from __future__ import annotations
 
@@ -108,7 +108,8 @@ class Stack:
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.redis = RedisServer(self.folder)
-        self.ports = {name: free_port() for name in ("portal", "shop", "api", "flower")}
+        names = ("portal", "kie", "telegram", "shop", "api", "flower")
+        self.ports = {name: free_port() for name in names}
         self.code = secrets.token_hex(8)
         self.admin_token = secrets.token_urlsafe(16)
         self.flower_login = f"flower:{secrets.token_urlsafe(9)}"
@@ -118,6 +119,15 @@ class Stack:
             "SHOP_DATABASE": str(self.folder / "shop.db"),
             "BITRIX_WEBHOOK_URL": f"{self.url('portal')}/rest/1/{self.code}/",
             "BITRIX_APPLICATION_TOKEN": secrets.token_hex(8),
+            "KIE_BASE_URL": self.url("kie"),
+            "KIE_API_KEY": secrets.token_hex(16),
+            "KIE_WEBHOOK_HMAC_KEY": secrets.token_hex(16),
+            "TELEGRAM_BASE_URL": self.url("telegram"),
+            "TELEGRAM_BOT_TOKEN": f"{secrets.randbelow(10**9)}:{secrets.token_urlsafe(24)}",
+            "TELEGRAM_WEBHOOK_SECRET": secrets.token_hex(16),
+            "PUBLIC_URL": self.url("api"),
+            "MEDIA_DIR": str(self.folder / "media"),
+            "SUPPORT_CONTACT": "@perennial_help",
             "ADMIN_TOKEN": self.admin_token,
             "FLOWER_BASIC_AUTH": self.flower_login,
             "FLOWER_URL": self.url("flower"),
@@ -147,6 +157,33 @@ class Stack:
                 *("--application-token", self.env["BITRIX_APPLICATION_TOKEN"]),
                 *("--webhook-target", f"{self.url('api')}/webhooks/bitrix"),
                 *options,
+            ],
+            "/_sandbox/summary",
+        )
+
+    def start_kie(self, *options: str) -> Process:
+        """Start KIE.AI; it calls our API back when a video is made."""
+        return self._serve(
+            "kie",
+            [
+                *(sys.executable, "-m", "sandbox.kie", "--port", str(self.ports["kie"])),
+                *("--key", self.env["KIE_API_KEY"]),
+                *("--hmac-key", self.env["KIE_WEBHOOK_HMAC_KEY"]),
+                *("--journal", str(self.folder / "kie.jsonl"), *options),
+            ],
+            "/_sandbox/summary",
+        )
+
+    def start_telegram(self, *options: str) -> Process:
+        """Start the Bot API; it tells our API of pressed buttons."""
+        return self._serve(
+            "telegram",
+            [
+                *(sys.executable, "-m", "sandbox.telegram", "--port", str(self.ports["telegram"])),
+                *("--token", self.env["TELEGRAM_BOT_TOKEN"]),
+                *("--secret", self.env["TELEGRAM_WEBHOOK_SECRET"]),
+                *("--webhook-target", f"{self.url('api')}/webhooks/telegram"),
+                *("--journal", str(self.folder / "telegram.jsonl"), *options),
             ],
             "/_sandbox/summary",
         )

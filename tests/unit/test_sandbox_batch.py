@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from sandbox.phpforms import build
-from sandbox.portal import Portal, PortalSettings
-from sandbox.replies import Request
+from sandbox.portal import Portal, PortalSettings, Request
 
 
 def command(method: str, params: Mapping[str, Any]) -> str:

@@ -10,8 +10,8 @@ import pytest
 from pydantic import ValidationError
 
 from sandbox.faults import Call, FaultPlan, read_faults
-from sandbox.portal import Portal, PortalSettings
-from sandbox.replies import Reply, Request
+from sandbox.portal import Portal, PortalSettings, Request
+from sandbox.replies import Reply
 
 ADD = {"fields": {"ORIGIN_ID": "o-17"}}
 BATCH = {"cmd": {f"c{n}": f"crm.deal.add?fields[ORIGIN_ID]=o-{n}" for n in range(5)}}

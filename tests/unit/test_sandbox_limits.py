@@ -1,8 +1,8 @@
-"""The leaky bucket and the operating time, as arithmetic on a clock that is passed in."""
+"""The limits of the upstreams, as arithmetic on a clock that is passed in."""
 
 from __future__ import annotations
 
-from sandbox.limits import LeakyBucket, OperatingTime
+from sandbox.limits import LeakyBucket, OperatingTime, SlidingWindow
 
 
 def test_the_burst_is_let_through_and_the_next_request_is_not() -> None:
@@ -78,3 +78,17 @@ def test_a_limit_of_zero_is_none() -> None:
     operating.spend("crm.deal.add", 10_000, 0.0)
 
     assert operating.allows("crm.deal.add", 1.0)
+
+
+def test_a_window_lets_as_many_in_as_have_left_it() -> None:
+    window = SlidingWindow(limit=2, seconds=10)
+
+    taken = [window.take(now) for now in (0.0, 4.0, 5.0, 9.9, 10.0, 10.1, 14.0)]
+    assert taken == [True, True, False, False, True, False, True]
+    assert window.highest == 2
+
+
+def test_a_window_without_a_limit_lets_everything_in() -> None:
+    window = SlidingWindow(limit=0, seconds=10)
+
+    assert all(window.take(0.0) for _ in range(100))

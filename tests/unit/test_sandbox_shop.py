@@ -18,10 +18,19 @@ from sandbox.shop import create_app
 
 ORDER = {"order_id": 7, "title": "Lamp", "amount": "10.50", "currency": "RUB", "user_id": 3}
 PROFILE = {"user_id": 3, "name": "Ann", "email": "ann@b.c", "phone": "+79000000001"}
+VIDEO = {
+    "order_id": "v1",
+    "user_id": 3,
+    "chat_id": 42,
+    "image_url": "https://photos.example/v1.jpg",
+    "prompt": "Show it from all sides",
+    "cost": "1.50",
+    "locale": "en",
+}
 
 
 class Jobs:
-    """Stands in for `tasks.bitrix`: keeps what was sent, and the rows another process then saw."""
+    """Stands in for our tasks: keeps what was sent, and the rows another process then saw."""
 
     def __init__(self, database: Path) -> None:
         self.database = database
@@ -32,7 +41,10 @@ class Jobs:
     def rows(self) -> list[tuple[Any, ...]]:
         with sqlite3.connect(self.database) as connection:
             orders = connection.execute("SELECT key, title, stage, extra FROM orders").fetchall()
-            return orders + connection.execute("SELECT key, name, email FROM profiles").fetchall()
+            profiles = connection.execute("SELECT key, name, email FROM profiles").fetchall()
+            return (
+                orders + profiles + connection.execute("SELECT key, prompt FROM videos").fetchall()
+            )
 
     def __getattr__(self, name: str) -> SimpleNamespace:
         def delay(**payload: Any) -> SimpleNamespace:
@@ -120,6 +132,14 @@ def test_profiles_are_contacts(shop: Shop) -> None:
     assert stamps[0] < stamps[1]
 
 
+def test_a_video_is_committed_and_then_ordered(shop: Shop) -> None:
+    answer = shop.send("POST", "/videos", VIDEO)
+
+    assert answer == (202, {"job": "job-1"})
+    assert shop.jobs.sent == [("generate", VIDEO)]
+    assert shop.jobs.visible == [[("v1", "Show it from all sides")]]
+
+
 def test_every_change_of_a_row_is_later_than_the_one_before(shop: Shop) -> None:
     shop.send("POST", "/orders", ORDER)
     for n in range(20):
@@ -151,10 +171,11 @@ def test_a_row_whose_job_was_not_accepted_is_not_kept(
     shop: Shop, failure: Exception, status: int
 ) -> None:
     shop.jobs.failure = failure
-    answers = [shop.send("POST", "/orders", ORDER), shop.send("POST", "/profiles", PROFILE)]
+    orders = {"/orders": ORDER, "/profiles": PROFILE, "/videos": VIDEO}
+    answers = [shop.send("POST", path, body) for path, body in orders.items()]
 
-    assert [code for code, _ in answers] == [status, status]
-    assert [len(rows) for rows in shop.jobs.visible] == [1, 1]
+    assert [code for code, _ in answers] == [status] * 3
+    assert [len(rows) for rows in shop.jobs.visible] == [1] * 3
     assert shop.jobs.rows() == []
 
 
@@ -194,9 +215,15 @@ def test_a_later_change_survives_when_an_earlier_one_is_taken_back(shop: Shop) -
     assert [row[1] for row in shop.jobs.rows()] == ["Later"]
 
 
-def test_the_same_order_again_is_sent_again_as_it_is(shop: Shop) -> None:
-    shop.send("POST", "/orders", ORDER)
-    status, _ = shop.send("POST", "/orders", ORDER)
+@pytest.mark.parametrize(
+    ("path", "order"),
+    [pytest.param("/orders", ORDER, id="order"), pytest.param("/videos", VIDEO, id="video")],
+)
+def test_the_same_order_again_is_sent_again_as_it_is(
+    shop: Shop, path: str, order: dict[str, Any]
+) -> None:
+    shop.send("POST", path, order)
+    status, _ = shop.send("POST", path, order)
     (_, first), (_, second) = shop.jobs.sent
 
     assert status == 202
@@ -215,6 +242,7 @@ def test_an_accepted_order_survives_a_repetition_that_is_refused(shop: Shop) -> 
     ("send", "status"),
     [
         pytest.param(("POST", "/orders", {**ORDER, "title": "Other"}), 409, id="another-order"),
+        pytest.param(("POST", "/videos", {"order_id": 8}), 422, id="video-of-nothing"),
         pytest.param(("PATCH", "/orders/8", {"title": "x"}), 404, id="unknown-order"),
         pytest.param(("PATCH", "/profiles/8", {"name": "x"}), 404, id="unknown-profile"),
         pytest.param(("POST", "/orders", {"order_id": 8}), 422, id="no-title"),
