@@ -6,13 +6,10 @@ Shapes and limits: UPSTREAMS 1.1 and 1.2.
 from __future__ import annotations
 
 import copy
-import os
 import re
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 from urllib.parse import urlencode
 
@@ -29,6 +26,7 @@ from classifiers.errors import (
 )
 from clients.coalescing import Coalescer, Waiter
 from clients.http import Answer, Upstream
+from clients.process import PerProcess
 from config import services
 from config.settings import settings
 from reliability.connection import redis
@@ -197,7 +195,7 @@ class Portal:
 
     def _send_one(self, permit: Permit, command: Command) -> None:
         call, waiting = command.call, len(command.waiters)
-        answer = self.upstream.send(permit, call.method, call.params, waiting=waiting)
+        answer = self.upstream.send(permit, "POST", call.method, json=call.params, waiting=waiting)
         if not self._failed(answer, [command]):
             body = _json(answer)
             self._note_operating(call.method, body.get("time"))
@@ -206,7 +204,8 @@ class Portal:
     def _send_batch(self, permit: Permit, commands: Sequence[Command]) -> None:
         cmd = {f"c{n}": command.call.as_command() for n, command in enumerate(commands)}
         waiting = sum(len(command.waiters) for command in commands)
-        answer = self.upstream.send(permit, "batch", {"halt": 0, "cmd": cmd}, waiting=waiting)
+        body = {"halt": 0, "cmd": cmd}
+        answer = self.upstream.send(permit, "POST", "batch", json=body, waiting=waiting)
         if self._failed(answer, commands):
             return
         result = _mapping(_json(answer)["result"])
@@ -392,18 +391,13 @@ def _has_brackets(value: Any) -> bool:
     return isinstance(value, list | tuple) and any(map(_has_brackets, value))
 
 
+@PerProcess
 def portal() -> Portal:
     """Return the portal of this process, as the settings describe it.
 
     Raises:
         NotConfigured: if BITRIX_WEBHOOK_URL is not set.
     """
-    with _opening:  # a worker's threads start at once, and two portals would share no batch
-        return _portal()
-
-
-@lru_cache(maxsize=1)
-def _portal() -> Portal:
     config = settings()
     if config.bitrix_webhook_url is None:
         raise NotConfigured("BITRIX_WEBHOOK_URL is not set", service="bitrix")
@@ -418,20 +412,3 @@ def _portal() -> Portal:
         method_codes=METHOD_CODES,
     )
     return Portal(upstream, config.bitrix_originator_id, scale=scale)
-
-
-def forget_portal() -> None:
-    """Make the next `portal()` build one anew: for other settings, or in a forked child."""
-    _portal.cache_clear()
-
-
-def _after_fork() -> None:
-    forget_portal()
-    _opening.release()
-
-
-_opening = threading.Lock()
-# A forked child has neither the flusher's thread nor a right to the parent's sockets.
-os.register_at_fork(
-    before=_opening.acquire, after_in_parent=_opening.release, after_in_child=_after_fork
-)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import islice, takewhile
 from typing import Any, Generic, TypeVar
 
-from classifiers.errors import InternalError, RateLimited, Waiting
+from classifiers.errors import BillingExhausted, InternalError, JobError, RateLimited, Waiting
 from reliability.gate import Permit
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class Coalescer(Generic[C]):
         self,
         permit: Callable[[int], Permit],
         send: Callable[[Permit, Sequence[Waiter[C]]], None],
-        behind: Callable[[Waiting, int], Waiting],
+        behind: Callable[[JobError, int], JobError],
         *,
         name: str,
         size: int,
@@ -114,7 +114,7 @@ class Coalescer(Generic[C]):
     def _flush(self, waiting: int) -> None:
         try:
             permit = self._permit(waiting)
-        except Waiting as closed:
+        except (Waiting, BillingExhausted) as closed:
             self._turn_away(self._take(len(self._queue)), closed)
             return
         time.sleep(permit.wait)  # the gate has reserved that moment for us
@@ -173,7 +173,7 @@ class Coalescer(Generic[C]):
         )
         self._turn_away(waiters, crowded)
 
-    def _turn_away(self, waiters: Sequence[Waiter[C]], closed: Waiting) -> None:
+    def _turn_away(self, waiters: Sequence[Waiter[C]], closed: JobError) -> None:
         """Send everybody away with a time to come back, one behind the other."""
         for place, waiter in enumerate(waiters):
             waiter.future.set_exception(self._behind(closed, place))

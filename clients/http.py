@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
+import random
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict, Unpack, cast
 
 import httpx
 
 from classifiers.errors import (
+    BillingExhausted,
     Blocked,
     InternalError,
     JobError,
@@ -38,7 +42,9 @@ for _name in ("httpx", "httpcore.connection", "httpcore.http11", "httpcore.proxy
 
 logger = logging.getLogger(__name__)
 
+USER_AGENT = "perennial"
 AS_SENT = {"content-encoding", "content-length", "transfer-encoding"}  # of the body on the wire
+REFUSED = (RateLimited, BillingExhausted)  # the gate says when such calls should come back
 UNREACHABLE = (NetworkError, ServiceUnavailable, OutcomeUnknown)  # what the breaker counts
 
 
@@ -46,6 +52,15 @@ class Classify(Protocol):
     """A classifier of one upstream's answers; None means success."""
 
     def __call__(self, response: httpx.Response, *, safe: bool) -> JobError | None: ...
+
+
+class Content(TypedDict, total=False):
+    """What a request carries, in httpx's own words."""
+
+    params: Mapping[str, str]
+    json: Any
+    data: Mapping[str, str]
+    files: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +78,7 @@ class Answer:
     def error(self, safe: bool) -> JobError | None:
         """Return what the failure means for a call, an error of its own each time."""
         error = self.verdict(safe)
-        if isinstance(error, RateLimited) and self.come_back is not None:
+        if isinstance(error, REFUSED) and self.come_back is not None:
             error.retry_after = self.come_back
         return error
 
@@ -71,7 +86,8 @@ class Answer:
 class Upstream:
     """One upstream behind its gate. *credential* is what a refusal of ours is tied to.
 
-    *method_codes* are the codes of refusals that concern one method, not the whole upstream.
+    *method_codes* are the codes of refusals that concern one method, not the whole upstream;
+    *headers* go with every request.
     """
 
     def __init__(
@@ -83,6 +99,7 @@ class Upstream:
         base_url: str,
         credential: str,
         method_codes: frozenset[str] = frozenset(),
+        headers: Mapping[str, str] | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self.service = service
@@ -90,10 +107,11 @@ class Upstream:
         self.classify = classify
         self.credential = credential
         self.method_codes = method_codes
+        self._slots = threading.BoundedSemaphore(service.in_flight)
         self.client = httpx.Client(
             base_url=base_url,
             transport=transport,
-            headers={"User-Agent": "perennial", "Accept": "application/json"},
+            headers={"User-Agent": USER_AGENT, "Accept": "application/json", **(headers or {})},
             timeout=httpx.Timeout(
                 service.read_timeout,
                 connect=service.connect_timeout,
@@ -103,40 +121,85 @@ class Upstream:
             limits=httpx.Limits(max_connections=service.in_flight),
         )
 
-    def permit(self, waiting: int = 1) -> Permit:
-        """Ask the gate for one request on behalf of *waiting* jobs. Raises a `Waiting` error."""
-        return self.gate.admit(waiting=waiting, credential=self.credential)
+    def call(
+        self,
+        verb: str,
+        path: str,
+        *,
+        safe: bool,
+        subject: str = "",
+        pace: float = 0.0,
+        **content: Unpack[Content],
+    ) -> httpx.Response:
+        """Make one call and return the good answer. *safe*: repeating it cannot double an effect.
 
-    def send(self, permit: Permit, path: str, body: Any, *, waiting: int = 1) -> Answer:
-        """POST *body* as JSON, once, and tell the gate how it went for the *waiting* jobs in it.
+        Raises:
+            JobError: what the answer, or its absence, means.
+            RateLimited, BillingExhausted, CircuitOpen, Paused, CredentialHeld: it was not sent;
+                *retry_after* says when to come back.
+        """
+        with self._slot():
+            permit = self.permit(subject=subject, pace=pace)
+            time.sleep(permit.wait)  # the gate has reserved that moment for us
+            answer = self.send(permit, verb, path, **content)
+        error = answer.error(safe)
+        if error is not None:
+            raise error
+        return cast("httpx.Response", answer.response)  # only a response can be a success
+
+    @contextmanager
+    def _slot(self) -> Iterator[None]:
+        """Be one of the requests that this process may have under way: the bulkhead."""
+        if not self._slots.acquire(timeout=self.service.max_wait):
+            patience = self.service.patience
+            raise RateLimited(
+                f"{self.service.in_flight} requests are under way, and none of them ended",
+                service=self.service.name,
+                retry_after=random.uniform(patience, 2 * patience),  # noqa: S311  spreads returns
+            )
+        try:
+            yield
+        finally:
+            self._slots.release()
+
+    def permit(self, waiting: int = 1, *, subject: str = "", pace: float = 0.0) -> Permit:
+        """Ask the gate for one request on behalf of *waiting* jobs; raises what `admit` does."""
+        return self.gate.admit(
+            waiting=waiting, credential=self.credential, subject=subject, pace=pace
+        )
+
+    def send(
+        self, permit: Permit, verb: str, path: str, *, waiting: int = 1, **content: Unpack[Content]
+    ) -> Answer:
+        """Make one request, and tell the gate how it went for the *waiting* jobs in it.
 
         Never raises for the answer.
         """
         try:
-            response = self._post(path, body)
+            response = self._exchange(verb, path, content)
         except httpx.RequestError as failure:
-            lost = partial(classify_transport, failure, service=self.service.name, operation=path)
+            operation = path.rsplit("/", 1)[-1]
+            lost = partial(
+                classify_transport, failure, service=self.service.name, operation=operation
+            )
             answer = Answer(None, lambda safe: lost(safe=safe))
         else:
             answer = Answer(response, lambda safe: self.classify(response, safe=safe))
         return replace(answer, come_back=self._report(permit, answer.error(True), waiting))
 
-    def _post(self, path: str, body: Any) -> httpx.Response:
-        """Return the whole answer.
-
-        httpx's read timeout is between two bytes: a body that trickles would hold a thread for as
-        long as it likes. Threads cannot be killed, so the whole answer has a deadline, too.
-        """
-        deadline = time.monotonic() + self.service.read_timeout
-        content = bytearray()
-        with self.client.stream("POST", path, json=body) as answer:
+    def _exchange(self, verb: str, path: str, content: Content) -> httpx.Response:
+        """Return the whole answer."""
+        request = self.client.build_request(verb, path, **content)
+        request.stream = sending = Sending(request, self.service.read_timeout)
+        received = bytearray()
+        with closing(self.client.send(request, stream=True)) as answer:
             for part in answer.iter_bytes():
-                content += part
-                if time.monotonic() > deadline:
-                    raise httpx.ReadTimeout("the answer did not end", request=answer.request)
+                received += part
+                if sending.left <= 0:
+                    raise httpx.ReadTimeout("the answer did not end", request=request)
         headers = [item for item in answer.headers.multi_items() if item[0] not in AS_SENT]
         return httpx.Response(
-            answer.status_code, headers=headers, content=bytes(content), request=answer.request
+            answer.status_code, headers=headers, content=bytes(received), request=request
         )
 
     def _report(self, permit: Permit, error: JobError | None, waiting: int) -> float | None:
@@ -144,6 +207,8 @@ class Upstream:
         match error:
             case RateLimited() if error.code.upper() not in self.method_codes:
                 return self.gate.report_limited(permit, error.retry_after, waiting=waiting)
+            case BillingExhausted():
+                return self.gate.report_unpaid(permit, str(error), waiting=waiting)
             case _ if isinstance(error, UNREACHABLE):
                 self.gate.report_failure(permit)
             case _:
@@ -151,13 +216,45 @@ class Upstream:
                 self.close(error)
         return None
 
-    def close(self, error: JobError | None) -> None:
+    def close(self, error: JobError | None, *, by: str = "upstream") -> None:
         """Close the gate where the upstream is well and does not want us."""
         try:
             match error:
                 case Unauthorized():
                     self.gate.hold_credential(self.credential, str(error))
                 case Blocked() | NotConfigured() if error.code.upper() not in self.method_codes:
-                    self.gate.pause(by="upstream", note=str(error))
+                    self.gate.pause(by=by, note=str(error))
         except InternalError as closed:  # Redis is away: the next call will close it
             logger.warning("%s; the gate stays open after %s", closed, error)
+
+
+class Sending(httpx.SyncByteStream):
+    """The body of *request* on its way: it and the answer have *seconds* in all.
+
+    httpx's timeouts are between two bytes: an upload or an answer that trickles would hold a thread
+    for as long as it likes, and threads cannot be killed. The time counts from the first byte, when
+    the connection stands.
+    """
+
+    def __init__(self, request: httpx.Request, seconds: float) -> None:
+        self._request = request
+        self._body = cast("httpx.SyncByteStream", request.stream)
+        self._seconds = seconds
+        self._until = time.monotonic() + seconds
+
+    @property
+    def left(self) -> float:
+        """Seconds until the answer has to be here."""
+        return self._until - time.monotonic()
+
+    def __iter__(self) -> Iterator[bytes]:
+        self._until = time.monotonic() + self._seconds
+        for part in self._body:
+            yield part
+            if self.left <= 0:
+                raise httpx.WriteTimeout("the request did not end", request=self._request)
+        # The transport looks it up when it begins to wait for the answer.
+        self._request.extensions["timeout"]["read"] = self.left
+
+    def close(self) -> None:
+        self._body.close()

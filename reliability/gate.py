@@ -4,7 +4,8 @@ Budget, breaker, operator's pause and held credentials are one hash in Redis and
 that all workers of all machines decide as one, by Redis's clock. The budget is a leaky bucket with
 reservation: a permit that is due within `max_wait` is given out now, together with the seconds to
 sleep. Whoever is refused is told when to come back: refused jobs stand in one line, paced to the
-budget, so that an opening gate meets neither a stampede nor an empty road.
+budget, so that an opening gate meets neither a stampede nor an empty road. What is known of one
+subject of many, of a chat, say, is a key of its own that ends by itself.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ import json
 import logging
 import math
 import random
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from hashlib import sha256
 from typing import Any, TypeVar
 
@@ -24,12 +27,13 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from classifiers.errors import (
+    BillingExhausted,
     CircuitOpen,
     CredentialHeld,
     InternalError,
+    JobError,
     Paused,
     RateLimited,
-    Waiting,
 )
 from config.services import Service
 from reliability.keys import OURS
@@ -37,15 +41,16 @@ from reliability.scripts import script
 
 log = logging.getLogger(__name__)
 
-W = TypeVar("W", bound=Waiting)
+E = TypeVar("E", bound=JobError)
 
 # The upstream's bucket counts a call when it arrives, and calls that are a second slower than
 # their successors arrive bunched: as many permits as leak in that second stay unused.
 DELAY_VARIANCE = 1.0
-RECHECK = 60.0  # nobody knows when a person lifts a pause: a minute is soon enough to notice it
+RECHECK = 60.0  # nobody knows when a person acts: a minute is soon enough to notice it
 PROBE_RECHECK = 1.0  # a probe is usually answered within a second
 LONGEST_BLOCK = 86_400.0  # an upstream that asks for more than a day is a matter for a person
 LONGEST_LINE = 3_600.0  # beyond an hour the line starts a second lap; see `Gate`
+SCANNED = 1_000  # keys that Redis looks at in one go when a person has a gate reset
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,19 +58,22 @@ class Permit:
     """Leave for one call, *wait* seconds from now; to be handed back with the report.
 
     *probe* is the number of the trial call of a half-open breaker, 0 for any other call; *clean*
-    says that a success is no news, so that reporting it costs no round trip.
+    says that a success is no news, so that reporting it costs no round trip. *subject* and *pace*
+    are those it was asked for.
     """
 
     wait: float
     probe: int = 0
     clean: bool = True
+    subject: str = ""
+    pace: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class GateState:
     """What the console shows of one gate. *state*: closed, half_open, open, paused or held.
 
-    *retry_at* is when a call may succeed again, None for now and for "until a person acts".
+    *retry_at* is when a call may succeed again, None for now and for "when a person has acted".
     """
 
     service: str
@@ -79,13 +87,16 @@ class GateState:
 class Gate:
     """The gate of *service*. *scale* multiplies the waits that are ours, never the budget.
 
-    A *subject* is one of many credentials of a service (a user of X): its hold and its rate limit
-    stop itself alone. The empty subject is the service as a whole.
+    A *subject* is one of many that share a service; a rate limit stops it alone. Either it has a
+    credential of its own (a user of X), whose hold stops it alone, too; or it is called with the
+    service's credential at a *pace* of its own (a chat): so many seconds from call to call. The
+    empty subject is the service as a whole.
 
     The line of refused jobs is kept as one moment, its tail. A person who opens the gate, and a
     changed credential, forget it; a breaker that closes does not, because the jobs in the line are
     still to come. It never reaches further than an hour past the opening: jobs beyond that come
-    back between the others, still spaced.
+    back between the others, still spaced. A subject that is stopped alone has such a line of its
+    own, spaced by its pace.
     """
 
     def __init__(
@@ -118,22 +129,28 @@ class Gate:
         """Seconds between two jobs that come back: the budget, counted in operations."""
         return 1.0 / (self.service.rate * self.service.ops_per_permit)
 
-    def admit(self, *, waiting: int = 1, credential: str = "", subject: str = "") -> Permit:
+    def admit(
+        self, *, waiting: int = 1, credential: str = "", subject: str = "", pace: float = 0.0
+    ) -> Permit:
         """Reserve the next permit, or refuse all *waiting* jobs at once.
 
-        A refusal's `retry_after` is for the first of them, `behind` makes it for the others. It is
-        jittered already, by less than one place in the line.
+        The permit is due when the budget allows it, and *pace* seconds after the one before it for
+        this subject. A refusal's `retry_after` is for the first of the jobs, `behind` makes it for
+        the others. It is jittered already, by less than one place in the line.
 
         Raises:
-            Waiting: CredentialHeld, Paused, RateLimited or CircuitOpen, asked in this order.
+            CredentialHeld, Paused, BillingExhausted, RateLimited, CircuitOpen: it is closed; asked
+                in this order.
             InternalError: Redis did not answer.
         """
-        reply = self._ask("admit", digest(credential), subject=subject, waiting=waiting)
+        if pace and not subject:
+            raise ValueError("a pace is that of a subject; a whole service has its rate")
+        reply = self._ask("admit", digest(credential), subject=subject, pace=pace, waiting=waiting)
         if reply[0] != "admitted":
             raise self._refusal(reply)
-        return Permit(wait=float(reply[1]), probe=int(reply[2]), clean=bool(reply[3]))
+        return Permit(float(reply[1]), int(reply[2]), bool(reply[3]), subject, pace)
 
-    def behind(self, refusal: W, place: int) -> W:
+    def behind(self, refusal: E, place: int) -> E:
         """Return *refusal* for the job that stands *place* places behind the first one."""
         own = copy.copy(refusal)
         own.retry_after = (refusal.retry_after or 0.0) + place * self.spacing
@@ -142,27 +159,34 @@ class Gate:
     def report_success(self, permit: Permit) -> None:
         """The upstream answered, if only to say no: it is alive."""
         if not permit.clean:
-            self._report("success", permit.probe)
+            self._report("success", permit)
 
     def report_failure(self, permit: Permit) -> bool:
         """The upstream was unreachable or answered 5xx. True if this opened the breaker."""
-        return self._report("failure", permit.probe)[0] == "opened"
+        return self._report("failure", permit)[0] == "opened"
 
     def report_limited(
-        self,
-        permit: Permit,
-        retry_after: float | None = None,
-        *,
-        waiting: int = 1,
-        subject: str = "",
+        self, permit: Permit, retry_after: float | None = None, *, waiting: int = 1
     ) -> float:
         """The upstream counts more calls than we did: believe it, without tripping the breaker.
 
-        Returns the seconds after which the first of the *waiting* refused jobs should come back.
+        The time it gave stops the permit's subject alone, if it has one. Returns the seconds after
+        which the first of the *waiting* refused jobs should come back.
         """
         asked = retry_after if retry_after is not None and math.isfinite(retry_after) else 0.0
-        seconds = self._report("limited", permit.probe, asked, subject=subject, waiting=waiting)[1]
+        seconds = self._report("limited", permit, asked, waiting=waiting)[1]
         return float(seconds) or asked or 1.0 / self.service.rate
+
+    def report_unpaid(self, permit: Permit, note: str = "", *, waiting: int = 1) -> float | None:
+        """The upstream wants money first: refuse every call for a minute, then try again.
+
+        The refusals are BillingExhausted like the answer: however few of the jobs get to ask the
+        upstream itself, all of them wait for money, and none for longer than that may last. Returns
+        the seconds after which the first of the *waiting* jobs should come back, if known.
+        """
+        seconds = self._report("unpaid", permit, note, waiting=waiting)[1]
+        log.warning("[GATE] %s wants money: %s", self.service.name, note)
+        return float(seconds) or None
 
     def pause(self, by: str, note: str = "") -> bool:
         """Refuse every call until `resume`. False if it was paused already; the new note counts."""
@@ -189,31 +213,42 @@ class Gate:
         return newly
 
     def reset(self) -> None:
-        """Close the breaker and forget holds, rate limits and the line; a pause stays."""
+        """Close the breaker and forget holds, debts, rate limits and the line; a pause stays."""
         self._ask("reset")
+        for key in self._client.scan_iter(match=f"{_literally(self._key)}:*", count=SCANNED):
+            self._client.unlink(key)
         log.warning("[GATE] %s reset", self.service.name)
 
     def state(self) -> GateState:
         """Look at the gate without touching it."""
         return states(self._client, [self.service], prefix=self._prefix)[0]
 
-    def _ask(self, action: str, *facts: str | float, subject: str = "", waiting: int = 1) -> Any:
+    def _ask(
+        self,
+        action: str,
+        *facts: str | float,
+        subject: str = "",
+        pace: float = 0.0,
+        waiting: int = 1,
+    ) -> Any:
         # Redis gives every run of a script the same random numbers: the jitter is brought along.
         jitter = random.random()  # noqa: S311  spreads returns, guards nothing
-        arguments = [action, self._limits, subject, waiting, jitter, *facts]
+        keys = [self._key, f"{self._key}:{subject}"] if subject else [self._key]
+        arguments = [action, self._limits, subject, pace, waiting, jitter, *facts]
         try:
-            return self._run(keys=[self._key], args=arguments)
+            return self._run(keys=keys, args=arguments)
         except RedisError as error:
             raise InternalError(
                 f"the gate cannot be asked, Redis says: {error}", service=self.service.name
             ) from error
 
     def _report(
-        self, action: str, *facts: str | float, subject: str = "", waiting: int = 1
+        self, action: str, permit: Permit, *facts: str | float, waiting: int = 1
     ) -> tuple[str, str]:
         """Return what became of the breaker, and the seconds to come back in, if any."""
+        ask = partial(self._ask, subject=permit.subject, pace=permit.pace, waiting=waiting)
         try:
-            breaker, seconds = self._ask(action, *facts, subject=subject, waiting=waiting)
+            breaker, seconds = ask(action, permit.probe, *facts)
         except InternalError as error:
             # The call has been made: its own outcome matters more than what the gate learns of it.
             log.warning("[GATE] %s: a %s was not counted: %s", self.service.name, action, error)
@@ -223,7 +258,7 @@ class Gate:
             log.log(level, "[GATE] %s: the breaker %s", self.service.name, breaker)
         return breaker, seconds
 
-    def _refusal(self, reply: list[Any]) -> Waiting:
+    def _refusal(self, reply: list[Any]) -> JobError:
         word, seconds, facts = reply[0], float(reply[1]), reply[2:]
         kind, sentence = REFUSALS[word]
         return kind(sentence(*facts), service=self.service.name, retry_after=seconds)
@@ -284,6 +319,8 @@ def _closure(gate: Mapping[str, str], now: float) -> tuple[str, str, float | Non
             float(paused),
             None,
         )
+    if (unpaid := float(gate.get("unpaid_until", 0))) > now:
+        return "held", _unpaid(gate["unpaid_note"]), None, unpaid
     blocked = float(gate.get("blocked:", 0))
     if broken := gate.get("broken_since"):
         retry_at = max(blocked, float(gate["open_until"]))
@@ -305,6 +342,10 @@ def _paused(since: str, by: str, note: str) -> str:
     return f"paused by {by} since {_clock(since)}" + (f": {note}" if note else "")
 
 
+def _unpaid(note: str) -> str:
+    return f"it wants money first: {note}"
+
+
 def _blocked(until: str | float) -> str:
     return f"it asked us to wait until {_clock(until, '%H:%M:%S')}"
 
@@ -323,6 +364,15 @@ def _spent(wait: str) -> str:
     return f"its budget is spent for the next {float(wait):.1f} s"
 
 
+def _paced(due: str) -> str:
+    return f"the next call for this subject is due at {_clock(due, '%H:%M:%S')}"
+
+
+def _literally(text: str) -> str:
+    """Return a pattern of SCAN that matches *text* alone."""
+    return re.sub(r"([\\*?\[\]])", r"\\\1", text)
+
+
 def _clock(at: str | float, form: str = "%H:%M") -> str:
     moment = datetime.fromtimestamp(float(at), UTC)
     day = "" if moment.date() == datetime.now(UTC).date() else "%d %b "
@@ -334,11 +384,13 @@ def _moment(at: float | None) -> datetime | None:
 
 
 # The script's word for a refusal → what it is, and the sentence made of the facts beside it.
-REFUSALS: dict[str, tuple[type[Waiting], Callable[..., str]]] = {
+REFUSALS: dict[str, tuple[type[JobError], Callable[..., str]]] = {
     "held": (CredentialHeld, _held),
     "paused": (Paused, _paused),
+    "unpaid": (BillingExhausted, _unpaid),
     "blocked": (RateLimited, _blocked),
     "open": (CircuitOpen, _open),
     "probing": (CircuitOpen, _probing),
+    "paced": (RateLimited, _paced),
     "spent": (RateLimited, _spent),
 }

@@ -53,7 +53,7 @@ def after(owner, name, point, tell):
 # Stored as unacknowledged, not yet a job. Stops the consumer, so it has to be the last.
 before(Channel, "_deliver", "taken", lambda channel, visit: repr(visit))
 # The row says `intended`; the request has not left.
-before(Upstream, "send", "intended", lambda upstream, permit, path, body, **_: repr(body))
+before(Upstream, "send", "intended", lambda *_, **content: repr(content))
 # The row says `done`; there is no result yet.
 after(effects, "_finish", "recorded", lambda run, *_: run.key)
 # There is a result; the message is not acknowledged.

@@ -14,7 +14,14 @@ from itertools import pairwise
 
 import pytest
 
-from classifiers.errors import CircuitOpen, CredentialHeld, InternalError, Paused, RateLimited
+from classifiers.errors import (
+    BillingExhausted,
+    CircuitOpen,
+    CredentialHeld,
+    InternalError,
+    Paused,
+    RateLimited,
+)
 from config.services import Service
 from reliability.gate import Gate, Permit, key_of, states, usable_burst
 
@@ -28,10 +35,16 @@ BITRIX = Service(
     ops_per_permit=50,
 )
 SLOW = dataclasses.replace(BITRIX, name="slow", burst=4, ops_per_permit=1)
+BOT = dataclasses.replace(BITRIX, name="bot", rate=28.0, burst=1, max_wait=2.0, ops_per_permit=1)
+PACE = 1.05
 TIMES = {
     "empty_at",
     "tail",
     "tail_again",
+    "tail_unpaid",
+    "unpaid_until",
+    "free_at",
+    "blocked",
     "broken_since",
     "open_until",
     "probe_until",
@@ -41,14 +54,16 @@ TIMES = {
 
 def let_pass(client, service, seconds):
     """Move every time the gate has stored *seconds* into the past, as if they had gone by."""
-    key = key_of(service)
-    moved = {
-        name: f"{float(value) - seconds:.6f}"
-        for name, value in client.hgetall(key).items()
-        if name in TIMES or name.startswith("blocked:")
-    }
-    if moved:
-        client.hset(key, mapping=moved)
+    for key in client.keys(f"{key_of(service)}*"):
+        moved = {
+            name: f"{float(value) - seconds:.6f}"
+            for name, value in client.hgetall(key).items()
+            if name in TIMES or name.startswith("blocked:")
+        }
+        if moved:
+            client.hset(key, mapping=moved)
+        if client.pttl(key) >= 0:
+            client.pexpire(key, client.pttl(key) - int(seconds * 1000))
 
 
 def refusal(gate, kind, **asked):
@@ -421,15 +436,193 @@ def test_a_rate_limited_probe_has_found_the_upstream_alive(redis_client):
 def test_the_rate_limit_of_one_subject_stops_nobody_else(redis_client):
     gate = Gate(redis_client, BITRIX)
 
-    gate.report_limited(gate.admit(subject="17"), 900, subject="17")
+    back = gate.report_limited(gate.admit(subject="17"), 900)
     error = refusal(gate, RateLimited, subject="17")
-    unhindered = gate.admit(subject="18")
+    unhindered = [gate.admit(subject="18").wait, gate.admit().wait]
     let_pass(redis_client, BITRIX, 900)
 
-    assert error.retry_after == pytest.approx(900, abs=1)
-    assert unhindered.wait == 0
+    assert back == pytest.approx(900, abs=1)
+    assert back < error.retry_after < 901
+    assert unhindered == [0, 0]
     assert gate.admit(subject="17")
     assert not [name for name in redis_client.hkeys(key_of(BITRIX)) if "17" in name]
+
+
+def test_an_unpaid_upstream_is_tried_once_a_minute_and_all_jobs_wait_for_money(redis_client):
+    gate = Gate(redis_client, SLOW)
+
+    back = gate.report_unpaid(gate.admit(), "402: top up", waiting=3)
+    errors = [refusal(gate, BillingExhausted) for _ in range(3)]
+    told = gate.state()
+    let_pass(redis_client, SLOW, 60)
+
+    assert back == pytest.approx(60, abs=1)
+    assert [error.retry_after for error in errors] == [
+        pytest.approx(60 + place * gate.spacing, abs=1) for place in (3, 4, 5)
+    ]
+    assert "402: top up" in errors[0].detail
+    assert (told.state, told.retry_at is not None) == ("held", True)
+    assert "402: top up" in told.note
+    assert gate.admit()
+    assert gate.state().state == "closed"
+
+
+def test_nobody_is_sent_further_than_two_minutes_for_want_of_money(redis_client):
+    """The policy gives such a job half an hour in all: a place at a long line's end is no wait."""
+    gate = Gate(redis_client, SLOW)
+    gate.report_unpaid(gate.admit())
+
+    waits = [refusal(gate, BillingExhausted, waiting=50).retry_after for _ in range(20)]
+
+    assert max(waits) < 121
+
+
+def test_an_unpaid_probe_has_found_the_upstream_alive(redis_client):
+    gate = Gate(redis_client, BITRIX)
+    break_open(gate)
+    let_pass(redis_client, BITRIX, 30)
+
+    for _ in range(2):
+        gate.report_unpaid(gate.admit())
+        redis_client.hdel(key_of(BITRIX), "unpaid_until")
+
+    assert gate.state().state == "closed"
+
+
+# The pace of a subject
+
+
+def test_one_chat_is_called_at_its_pace_and_others_meanwhile(redis_client):
+    gate = Gate(redis_client, BOT)
+
+    one = [gate.admit(subject="1", pace=1.8).wait for _ in range(2)]
+    two = [gate.admit(subject="2", pace=1.8).wait for _ in range(2)]
+
+    assert one == [0, pytest.approx(1.8, abs=0.6)]
+    assert two == [pytest.approx(2 / BOT.rate, abs=0.6), pytest.approx(1.8, abs=0.6)]
+
+
+def test_the_later_of_budget_and_pace_counts_and_the_pace_is_kept_from_then(redis_client):
+    gate = Gate(redis_client, dataclasses.replace(BOT, rate=1.0))
+
+    waits = [gate.admit().wait, gate.admit(subject="1", pace=1.5).wait]
+    let_pass(redis_client, BOT, 1)
+    waits.append(gate.admit(subject="1", pace=1.5).wait)
+
+    assert waits == [pytest.approx(wait, abs=0.4) for wait in (0, 1, 1.5)]
+
+
+def test_what_a_chat_is_refused_costs_the_others_no_budget(redis_client):
+    gate = Gate(redis_client, SLOW)
+    gate.admit(subject="1", pace=30.0)
+
+    for _ in range(20):
+        refusal(gate, RateLimited, subject="1", pace=30.0)
+
+    assert gate.admit(subject="2", pace=30.0).wait == 0
+
+
+def test_a_refusal_by_the_budget_costs_the_chat_no_pace(redis_client):
+    gate = Gate(redis_client, SLOW)
+    for _ in range(12):
+        gate.admit()
+
+    refusal(gate, RateLimited, subject="1", pace=PACE)
+    let_pass(redis_client, SLOW, 3600)
+
+    assert gate.admit(subject="1", pace=PACE).wait == 0
+
+
+def test_refused_jobs_of_a_chat_stand_in_a_line_of_their_own(redis_client):
+    gate = Gate(redis_client, BOT)
+    gate.admit(subject="1", pace=9.0)
+
+    errors = [refusal(gate, RateLimited, subject="1", pace=9.0) for _ in range(50)]
+
+    assert "due at" in errors[0].detail
+    assert [error.retry_after for error in errors] == [
+        pytest.approx(9 - BOT.max_wait / 2 + place * 9, abs=0.9) for place in range(50)
+    ]
+    assert redis_client.hget(key_of(BOT), "tail") is None
+
+
+@pytest.mark.parametrize("pace", [PACE, 3.15], ids=["a person", "a group"])
+def test_a_burst_for_one_chat_goes_out_at_its_pace_with_hardly_a_second_refusal(redis_client, pace):
+    """Sixty jobs for one chat at once; the refused come back up to a second late."""
+    gate, chance, jobs, skipped = Gate(redis_client, BOT), random.Random(7), 60, 0.0
+    events, sent, asked = [(0.0, job) for job in range(jobs)], [], 0
+    start = time.monotonic()
+    while events:
+        due, job = heapq.heappop(events)
+        now = time.monotonic() - start + skipped
+        if due > now:
+            let_pass(redis_client, BOT, due - now)
+            skipped += due - now
+        now = max(now, due)
+        asked += 1
+        try:
+            sent.append(now + gate.admit(subject="1", pace=pace).wait)
+        except RateLimited as error:
+            heapq.heappush(events, (now + error.retry_after + chance.random(), job))
+
+    assert min(later - sooner for sooner, later in pairwise(sent)) > 0.8 * pace
+    assert sent[-1] < 1.1 * pace * jobs
+    assert asked < 2.5 * jobs
+
+
+def test_a_million_chats_cost_nothing_a_few_seconds_later(redis_client):
+    gate = Gate(redis_client, dataclasses.replace(BOT, rate=1e6))
+    for chat in range(100):
+        gate.admit(subject=str(chat), pace=9.0)
+    gate.report_limited(gate.admit(subject="100", pace=9.0), 40.0)
+    lives = {key: redis_client.pttl(key) for key in redis_client.keys(f"{key_of(BOT)}:*")}
+    fields = redis_client.hkeys(key_of(BOT))
+
+    assert len(lives) == 101
+    assert all(0 < life <= 50_000 for life in lives.values())
+    assert sorted(lives.values())[-2] <= 9_500
+    assert fields == ["empty_at"]
+
+
+def test_a_limited_chat_waits_alone_and_its_jobs_come_back_one_by_one(redis_client):
+    gate = Gate(redis_client, BOT)
+
+    back = [gate.report_limited(gate.admit(subject="1", pace=PACE), 40.0)]
+    back += [refusal(gate, RateLimited, subject="1", pace=PACE).retry_after for _ in range(3)]
+    other = gate.admit(subject="2", pace=PACE)
+
+    assert back == [pytest.approx(40 + place * PACE, abs=0.5) for place in range(4)]
+    assert other.wait < 1
+    assert redis_client.hkeys(key_of(BOT)) == ["empty_at"]
+
+
+def test_a_limited_chat_without_a_time_keeps_its_pace(redis_client):
+    gate = Gate(redis_client, BOT)
+
+    assert gate.report_limited(gate.admit(subject="1", pace=9.0)) == pytest.approx(9, abs=0.9)
+
+
+def test_what_closes_the_service_closes_it_for_every_chat(redis_client):
+    gate = Gate(redis_client, BOT)
+    asked = {"subject": "1", "pace": PACE}
+
+    gate.hold_credential("token", "401")
+    held = refusal(gate, CredentialHeld, credential="token", **asked)
+    changed = gate.admit(credential="another", **asked)
+    gate.report_limited(gate.admit(), 90)
+    limited = refusal(gate, RateLimited, **asked)
+    gate.pause("anna")
+
+    assert held.retry_after == pytest.approx(60, abs=1)
+    assert changed.wait == 0
+    assert gate.state().state == "paused"
+    assert limited.retry_after == pytest.approx(90, abs=1)
+    assert refusal(gate, Paused, **asked)
+
+
+def test_only_a_subject_has_a_pace(redis_client):
+    with pytest.raises(ValueError, match="a pace is that of a subject"):
+        Gate(redis_client, BOT).admit(pace=PACE)
 
 
 # What a person does
@@ -459,7 +652,11 @@ def test_a_reset_closes_the_breaker_and_lifts_holds_but_not_a_pause(redis_client
     gate.report_limited(Permit(wait=0), 900)
     gate.hold_credential("old")
     gate.hold_credential("old", subject="17")
+    gate.report_limited(Permit(wait=0, subject="17"), 900)
+    gate.report_unpaid(Permit(wait=0))
     gate.pause("anna")
+    other = Gate(redis_client, dataclasses.replace(BITRIX, name="bitrix-other"))
+    other.report_limited(Permit(wait=0, subject="17"), 900)
 
     gate.reset()
 
@@ -467,6 +664,7 @@ def test_a_reset_closes_the_breaker_and_lifts_holds_but_not_a_pause(redis_client
     gate.resume()
     assert gate.admit(credential="old").clean
     assert gate.admit(credential="old", subject="17")
+    assert refusal(other, RateLimited, subject="17")
 
 
 def test_a_held_credential_waits_for_another_one(redis_client):
@@ -600,10 +798,14 @@ def test_a_clock_that_was_set_back_does_not_close_the_gate_for_an_hour(redis_cli
 
     let_pass(redis_client, SLOW, -3600)
     after = gate.admit()
+    paced = [gate.admit(subject="1", pace=PACE).wait]
+    let_pass(redis_client, SLOW, -3600)
+    paced.append(gate.admit(subject="1", pace=PACE).wait)
     break_open(gate)
     let_pass(redis_client, SLOW, -3600)
 
     assert after.wait <= 0.5
+    assert max(paced) <= 2
     assert gate.admit().probe
 
 
@@ -618,6 +820,7 @@ def test_without_redis_nothing_is_admitted_and_no_report_fails(own_redis):
     assert gate.report_failure(permit) is False
     assert gate.report_limited(permit, 7) == 7
     assert gate.report_limited(permit) == 0.5
+    assert gate.report_unpaid(permit) is None
 
 
 def test_a_refusal_survives_pickling(redis_client):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from celery._state import _task_stack
 
 from classifiers.errors import Duplicate, ServiceUnavailable
-from clients.bitrix import forget_portal
+from clients.bitrix import portal
 from config.settings import settings
 from reliability import connection
 from sandbox.bitrix import create_server
@@ -72,7 +73,7 @@ def _forget() -> None:
     settings.cache_clear()
     connection.redis.cache_clear()
     bitrix.dead_letters.cache_clear()
-    forget_portal()
+    portal.forget()
 
 
 def run(task: Any, accepted_at: float = EARLY, **payload: Any) -> dict[str, Any]:
@@ -121,6 +122,27 @@ def test_a_contact_that_comes_late_is_attached_after_a_newer_update(office):
     run(bitrix.attach_contact, EARLY, order_id="o3", user_id="u3")
 
     assert office.deal("o3")["CONTACT_ID"] == links.get("contact", "u3").remote_id
+
+
+def test_a_deal_that_was_there_gets_its_contact_even_if_an_update_overtakes(
+    office, monkeypatch, redis_client
+):
+    monkeypatch.setenv("BITRIX_LOOKUP_BEFORE_CREATE", "true")
+    settings.cache_clear()
+    create = {"order_id": "o9", "title": "t", "contact_user_id": "u9"}
+    office.add("deal", TITLE="old", ORIGINATOR_ID="perennial", ORIGIN_ID="o9")
+    run(bitrix.create_contact, user_id="u9", name="Ann", email="ann9@example.com")
+    office.arm(kind="status", status=503, method="crm.deal.update", times=1)
+    with pytest.raises(ServiceUnavailable):
+        run(bitrix.create_deal, **create)
+    run(bitrix.update_deal, LATE, order_id="o9", fields={"STAGE_ID": "WON"})
+    outcome = run(bitrix.create_deal, **create)
+    (message,) = redis_client.lrange("bitrix", 0, -1)
+    run(bitrix.attach_contact, order_id="o9", user_id="u9")
+
+    assert outcome["outcome"] == "superseded"
+    assert json.loads(message)["headers"]["task"] == bitrix.attach_contact.name
+    assert office.deal("o9")["CONTACT_ID"] == links.get("contact", "u9").remote_id
 
 
 def test_a_contact_that_comes_after_its_deal_was_deleted_is_no_dead_letter(office):

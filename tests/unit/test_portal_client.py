@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from classifiers import bitrix as classifier
 from classifiers.errors import (
+    BillingExhausted,
     Blocked,
     CircuitOpen,
     InternalError,
@@ -68,7 +69,7 @@ class Gate:
         self.open = threading.Event()
         self.open.set()
 
-    def admit(self, *, waiting=1, credential="", subject=""):
+    def admit(self, *, waiting=1, credential="", subject="", pace=0.0):
         self.asked.append((waiting, credential))
         assert self.open.wait(DEADLINE)
         if self.refusal is not None:
@@ -87,9 +88,13 @@ class Gate:
         self.told.append(("failure",))
         return False
 
-    def report_limited(self, permit, retry_after=None, *, waiting=1, subject=""):
+    def report_limited(self, permit, retry_after=None, *, waiting=1):
         self.told.append(("limited", retry_after, waiting))
         return 7.0
+
+    def report_unpaid(self, permit, note="", *, waiting=1):
+        self.told.append(("unpaid", note, waiting))
+        return 60.0
 
     def hold_credential(self, credential, note="", *, subject=""):
         self._listen("held", credential, note)
@@ -732,10 +737,12 @@ def test_the_gate_hears_how_long_the_upstream_asks_for(portal, site, gate):
     assert gate.told == [("limited", 40.0, 1)]
 
 
-def test_a_closed_gate_is_not_passed(portal, site, gate):
-    gate.refusal = CircuitOpen("down", service="bitrix", retry_after=10.0)
+@pytest.mark.parametrize("kind", [CircuitOpen, BillingExhausted])
+def test_a_closed_gate_is_not_passed(portal, site, gate, kind):
+    gate.refusal = kind("closed", service="bitrix", retry_after=10.0)
     futures = together(portal, *[lambda: portal.get("deal", "1")] * 3)
 
+    assert kinds(futures) == [kind] * 3
     assert sorted(future.exception().retry_after for future in futures) == [10.0, 11.0, 12.0]
     assert site.requests == []
 
@@ -834,6 +841,17 @@ def test_an_upstream_that_blocks_us_is_paused_until_a_person_acts(portal, site, 
     assert gate.told == [("success",), ("paused", "upstream", str(error))]
 
 
+def test_a_portal_that_wants_money_says_so_to_all_who_wait(portal, site, gate):
+    refusal = Refused("PAYMENT_REQUIRED", "Pay", status=401)
+    site.whole = lambda request: httpx.Response(401, json=refusal.body)
+    futures = together(portal, *[lambda: portal.get("deal", "1")] * 3)
+    errors = [future.exception() for future in futures]
+
+    assert kinds(futures) == [BillingExhausted] * 3
+    assert [error.retry_after for error in errors] == [60.0] * 3
+    assert [(told[0], told[2]) for told in gate.told] == [("unpaid", 3)]
+
+
 @pytest.mark.parametrize(
     ("code", "kind"), [("INVALID_CREDENTIALS", Unauthorized), ("OVERLOAD_LIMIT", Blocked)]
 )
@@ -877,7 +895,7 @@ def configured(monkeypatch):
     def forget():
         settings.cache_clear()
         connection.redis.cache_clear()
-        bitrix.forget_portal()
+        bitrix.portal.forget()
 
     monkeypatch.setenv("REDIS_URL", "redis://nowhere.invalid:1/0")
     monkeypatch.setenv("BITRIX_WEBHOOK_URL", BASE)
@@ -995,7 +1013,7 @@ def test_an_answer_that_never_ends_is_given_up(gate):
         credential=BASE,
         transport=httpx.MockTransport(trickle),
     )
-    answer = upstream.send(Permit(wait=0.0), "crm.deal.add", {})
+    answer = upstream.send(Permit(wait=0.0), "POST", "crm.deal.add", json={})
 
     assert isinstance(answer.error(False), OutcomeUnknown)
     assert isinstance(answer.error(True), ServiceUnavailable)
