@@ -15,14 +15,17 @@ RUN /opt/perennial/bin/python -m pip install --no-deps --no-build-isolation . \
 FROM python:${PYTHON}-slim
 # PYTHONUNBUFFERED: a container's last words must not stay in a buffer.
 ENV PATH=/opt/perennial/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
-    SPOOL_DIR=/var/lib/perennial/spool
+    SPOOL_DIR=/var/lib/perennial/spool MEDIA_DIR=/var/lib/perennial/media
+# The folder of a volume is made here, or the volume would be root's.
 RUN useradd --system --uid 10001 --home-dir /app --shell /usr/sbin/nologin perennial \
-    && install --directory --owner perennial --group nogroup /var/lib/perennial
+    && install --directory --owner perennial --group nogroup \
+        /var/lib/perennial /var/lib/perennial/media
 COPY --from=build /opt/perennial /opt/perennial
 WORKDIR /app
 COPY flowerconfig.py LICENSE ./
 USER perennial
-# Dead letters that Redis would not take wait here; everything else is in Redis and PostgreSQL.
+# Dead letters that Redis would not take wait here, and videos that are not delivered yet; everything
+# else is in Redis and PostgreSQL.
 VOLUME /var/lib/perennial
 # SIGTERM lets a worker finish what it has begun.
 STOPSIGNAL SIGTERM

@@ -6,7 +6,7 @@ from config.settings import settings
 
 _config = settings()
 
-imports = ("tasks.bitrix", "tasks.failures", "tasks.startup")
+imports = ("tasks.bitrix", "tasks.telegram", "tasks.video", "tasks.failures", "tasks.startup")
 
 # -- broker: our transport on Redis (reliability/transport.py)
 broker_url = _config.broker_url
@@ -33,7 +33,14 @@ task_publish_retry_policy = {"max_retries": 3, "interval_start": 0, "interval_st
 
 # -- queues: one per upstream, so that a dead one starves nobody
 task_queues = [Queue(name, routing_key=name) for name, obstacle in _config.queues.items()]
-task_routes = {"bitrix.*": {"queue": "bitrix", "routing_key": "bitrix"}}
+_queues = {
+    "bitrix.*": "bitrix",
+    "video.send": "telegram",
+    "telegram.*": "telegram",
+    "video.handle_press": "telegram",
+    "video.*": "kie",
+}
+task_routes = {task: {"queue": name, "routing_key": name} for task, name in _queues.items()}
 task_default_queue = "bitrix"
 task_create_missing_queues = False  # a misspelt queue is an error, not a place to get lost in
 

@@ -6,7 +6,9 @@ Run it with `uvicorn admin.api:app`.
 from __future__ import annotations
 
 import hmac
-from collections.abc import AsyncIterator
+import json
+from base64 import b64encode
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -16,8 +18,11 @@ from starlette.concurrency import run_in_threadpool
 
 from classifiers.errors import InvalidData
 from config.settings import settings
+from storage import videos
 from storage.upgrade import upgrade
 from tasks.bitrix import handle_webhook
+from tasks.telegram import AGAIN, SEND
+from tasks.video import handle_callback, handle_press
 
 
 @asynccontextmanager
@@ -57,6 +62,7 @@ async def bitrix_webhook(request: Request) -> dict[str, str]:
     check_token(str(form.get("auth[application_token]", "")))
     return await run_in_threadpool(
         queued,
+        handle_webhook,
         event=form.get("event"),
         entity_id=form.get("data[FIELDS][ID]"),
         ts=form.get("ts"),
@@ -72,10 +78,95 @@ def check_token(given: str) -> None:
         raise HTTPException(403, "the application token is wrong")
 
 
-def queued(**event: Any) -> dict[str, str]:
-    """Queue the event; what is no event of a deal or a contact is none of our business."""
+@app.post("/webhooks/kie/{job}", status_code=202)
+async def kie_webhook(job: str, request: Request) -> dict[str, str]:
+    """Take KIE's word that something has ended, and queue a look at it.
+
+    UPSTREAMS 2.4: the body is not signed, so nothing in it is believed but the id of the task, and
+    that only where no other is known.
+    """
+    body = await json_of(request)
+    data = inner(body, "data")
+    named = (data.get("taskId"), data.get("task_id"), body.get("taskId"), body.get("task_id"))
+    task_id = next((str(name) for name in named if name), "")
+    await run_in_threadpool(check_signature, job, task_id, request.headers)
+    return await run_in_threadpool(queued, handle_callback, generation=job, task_id=task_id or None)
+
+
+def check_signature(job: str, task_id: str, headers: Mapping[str, str]) -> None:
+    """Compare KIE's signature in constant time, if we have its key (UPSTREAMS 2.4).
+
+    Without one, only an address that we have given away leads into the queue: nobody can guess it.
+    """
+    key = settings().kie_webhook_hmac_key
+    if key is None:
+        if not videos.asked_for(job):
+            raise HTTPException(404, "nothing of that name was asked for")
+        return
+    signed = f"{task_id}.{headers.get('x-webhook-timestamp', '')}".encode()
+    digest = hmac.digest(key.get_secret_value().encode(), signed, "sha256")
+    given = headers.get("x-webhook-signature", "")
+    if not hmac.compare_digest(given.encode(), b64encode(digest)):
+        raise HTTPException(403, "the signature is wrong")
+
+
+@app.post("/webhooks/telegram", status_code=202)
+async def telegram_webhook(request: Request) -> dict[str, str]:
+    """Take an update of the bot, and queue the press of a button; other updates are not ours.
+
+    Telegram sends an update again until it is answered with 2xx.
+    """
+    check_secret(request.headers.get("x-telegram-bot-api-secret-token", ""))
+    press = press_in(await json_of(request))
+    if press is None:
+        return {"outcome": "ignored"}
+    return await run_in_threadpool(queued, handle_press, **press)
+
+
+def press_in(update: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the press of a button of ours that an update tells of, if it does."""
+    query = inner(update, "callback_query")
+    message = inner(query, "message")
+    press = {
+        "callback_id": query.get("id"),
+        "data": query.get("data"),
+        "chat_id": inner(message, "chat").get("id"),
+        "message_id": message.get("message_id"),
+    }
+    ours = str(press["data"]).partition(":")[0] in {AGAIN, SEND}
+    return press if ours and None not in press.values() else None
+
+
+def inner(outer: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Return the object that is called *name* inside of another one; an empty one for none."""
+    found = outer.get(name)
+    return found if isinstance(found, Mapping) else {}
+
+
+def check_secret(given: str) -> None:
+    """Compare the bot's secret in constant time; without one of ours the door stays closed."""
+    secret = settings().telegram_webhook_secret
+    if secret is None:
+        raise HTTPException(503, "not configured: set TELEGRAM_WEBHOOK_SECRET")
+    if not hmac.compare_digest(given.encode(), secret.get_secret_value().encode()):
+        raise HTTPException(403, "the secret token is wrong")
+
+
+async def json_of(request: Request) -> dict[str, Any]:
+    """Return the JSON object that was sent. Raises 422 for anything else."""
     try:
-        return {"job": handle_webhook.delay(**event).id}
+        body = json.loads(await request.body())
+    except ValueError:
+        body = None
+    if not isinstance(body, dict):
+        raise HTTPException(422, "the body is no JSON object")
+    return body
+
+
+def queued(task: Any, **payload: Any) -> dict[str, str]:
+    """Queue what has come in. Raises 422 for what the task could not work with."""
+    try:
+        return {"job": task.delay(**payload).id}
     except InvalidData as refusal:
         raise HTTPException(422, str(refusal)) from refusal
     except OperationalError as failure:

@@ -1,4 +1,4 @@
-"""The second door: `celery -A tasks dlq|parked|gate|db …`.
+"""The second door: `celery -A tasks dlq|parked|gate|credits|db …`.
 
 Exit codes: 0 done, 1 found problems (an unknown id, nothing to do it to), 2 wrong use.
 """
@@ -9,7 +9,10 @@ import getpass
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from decimal import Decimal
 from functools import wraps
 from itertools import islice
 from operator import itemgetter
@@ -21,12 +24,15 @@ from rich.console import Console
 from rich.table import Table
 
 from admin import view
+from classifiers.errors import InvalidData
 from config.services import Service, services
 from reliability.connection import RedisError
 from reliability.dead_letters import Filter, Letter, dead_letters
+from reliability.parking import parking
+from storage import credits as ledger
 from storage.upgrade import upgrade as upgrade_schema
 from tasks.base import classified
-from tasks.failures import send_again
+from tasks.failures import cancel, send_again
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -193,7 +199,7 @@ def parked() -> None:
 @guarded
 def parked_ls(as_json: bool, limit: int | None) -> None:
     """List the parked jobs, soonest first."""
-    rows = _rows(view.parking().jobs(), limit, as_json, view.parked_row)
+    rows = _rows(parking().jobs(), limit, as_json, view.parked_row)
     columns: Columns = {"id": itemgetter("message_id")}
     columns |= _plain("task", "reason", "service", "since", "due", "attempts")
     _print(rows, columns, as_json, "nothing is parked")
@@ -204,7 +210,7 @@ def parked_ls(as_json: bool, limit: int | None) -> None:
 @guarded
 def parked_show(message_id: str) -> None:
     """Show one parked job whole, as JSON."""
-    job = view.parking().get(message_id)
+    job = parking().get(message_id)
     if job is None:
         raise click.ClickException(f"no parked job has the id {message_id}")
     _json(view.parked_row(job))
@@ -215,7 +221,7 @@ def parked_show(message_id: str) -> None:
 @guarded
 def parked_release(message_ids: tuple[str, ...]) -> None:
     """Let jobs come back now."""
-    released = sum(view.parking().release(message_id) for message_id in message_ids)
+    released = sum(parking().release(message_id) for message_id in message_ids)
     click.echo(f"released {released} of {len(message_ids)}")
     _exit_unless(released == len(message_ids))
 
@@ -225,9 +231,10 @@ def parked_release(message_ids: tuple[str, ...]) -> None:
 @click.pass_context
 @guarded
 def parked_cancel(context: click.Context, message_ids: tuple[str, ...]) -> None:
-    """Take jobs out for good; their result says that they were revoked."""
+    """Take jobs out for good; what was paid for them goes back, their result says revoked."""
     backend = context.obj.app.backend
-    cancelled = [job for id_ in message_ids if (job := view.parking().cancel(id_))]
+    known = [job for id_ in message_ids if (job := parking().get(id_))]
+    cancelled = [job for job in known if cancel(job)]
     for job in cancelled:
         backend.mark_as_revoked(job.message_id, f"cancelled by {_me()}")
     click.echo(f"cancelled {len(cancelled)} of {len(message_ids)}")
@@ -278,7 +285,7 @@ def gate_resume(service: Service) -> None:
     """Open the gate; the jobs that wait for it come back in order, paced to the budget."""
     door = view.gate_of(service)
     door.resume()
-    freed = view.parking().release_service(service.name, start=time.time(), spacing=door.spacing)
+    freed = parking().release_service(service.name, start=time.time(), spacing=door.spacing)
     click.echo(f"{service.name} is open, {freed} jobs come back")
 
 
@@ -291,7 +298,74 @@ def gate_reset(service: Service) -> None:
     click.echo(f"{service.name} is reset")
 
 
+# -- credits
+
+
+@click.group()
+def credits() -> None:
+    """The credits of users: what they have, and what came and went."""
+
+
+def _user(_: click.Context, __: click.Parameter, user_id: str) -> str:
+    if not user_id:
+        raise click.BadParameter("a user has an id")
+    return user_id
+
+
+def _amount(_: click.Context, __: click.Parameter, amount: str) -> Decimal:
+    try:
+        return ledger.exact(amount)
+    except InvalidData as error:
+        raise click.BadParameter(error.detail) from error
+
+
+user = click.argument("user_id", metavar="USER", callback=_user)
+
+
+@credits.command("show")
+@user
+@limited
+@as_json
+def credits_show(user_id: str, as_json: bool, limit: int | None) -> None:
+    """Show what a user has, and the transfers that led to it, newest first."""
+    with the_database():
+        balance = ledger.balance(user_id)
+        entries = ledger.history(user_id, limit or (None if as_json else SHOWN))
+    rows = [asdict(entry) | {"at": entry.at.isoformat(timespec="seconds")} for entry in entries]
+    if as_json:
+        _json({"user_id": user_id, "balance": balance, "history": rows})
+        return
+    click.echo(f"user {user_id} has {balance} credits")
+    columns = _plain("at", "kind", "amount", "balance_after", "reason", "key")
+    _print(rows, columns, as_json=False, nothing="no transfers")
+
+
+@credits.command("grant")
+@user
+@click.argument("amount", callback=_amount)
+@click.option("--reason", required=True, help="Why; the user's history shows it.")
+@click.option("--key", help="Given twice with one key, credits come once.")
+def credits_grant(user_id: str, amount: Decimal, reason: str, key: str | None) -> None:
+    """Give credits to a user."""
+    with the_database():
+        balance = ledger.grant(user_id, amount, reason, key=key)
+    click.echo(f"user {user_id} has {balance} credits")
+
+
 # -- db
+
+
+@contextmanager
+def the_database() -> Iterator[None]:
+    """Say in one sentence what is wrong with the database or refused by it."""
+    try:
+        yield
+    except InvalidData as error:
+        raise click.ClickException(error.detail) from error
+    except Exception as error:
+        raise click.ClickException(
+            f"the database cannot be used: {classified(error)} (check DATABASE_URL)"
+        ) from error
 
 
 @click.group()
@@ -302,12 +376,8 @@ def db() -> None:
 @db.command("upgrade")
 def db_upgrade() -> None:
     """Bring the schema up to date; workers and the API do it at their start, too."""
-    try:
+    with the_database():
         upgrade_schema()
-    except Exception as error:
-        raise click.ClickException(
-            f"the database cannot be used: {classified(error)} (check DATABASE_URL)"
-        ) from error
     click.echo("the schema is up to date")
 
 

@@ -12,7 +12,7 @@ from reliability import gate
 from reliability.connection import redis
 from reliability.dead_letters import Group, Letter
 from reliability.gate import Gate, GateState
-from reliability.parking import Parked, Parking
+from reliability.parking import Parked
 
 # What usually helps, by the kind of failure; the group's page says it in the operator's words.
 EXPLANATIONS = {
@@ -22,21 +22,24 @@ EXPLANATIONS = {
     "Forbidden": "The credential lacks a right. Grant it in the portal, then replay.",
     "Unauthorized": "The credential is refused. Set a new one, then replay.",
     "NotConfigured": "A setting, method or plan is missing. Set it up, then replay.",
+    "Blocked": "The upstream has shut us out. Settle it with them, then replay.",
     "BillingExhausted": "Our account is empty. Top it up, then replay.",
     "BusinessRule": "The upstream's own rules forbid it. Look at the message.",
-    "OutcomeUnknown": "It may have happened. Look in the upstream before you replay.",
+    "OutcomeUnknown": "It may have happened. Look in the upstream before you replay; a message or "
+    "video of Telegram's is not sent by that, see docs/videos.md.",
     "ServiceUnavailable": "The upstream was down for too long. Replay when it is up.",
     "NetworkError": "The upstream could not be reached. Check the network, then replay.",
     "DatabaseError": "Our database failed. Replay when it is well.",
     "InternalError": "Our own side failed. The traceback tells where.",
+    "RateLimited": "The budget was used up for too long. Raise it or send less, then replay.",
+    "CircuitOpen": "The upstream was down for too long. Replay when it is up.",
+    "Paused": "The gate was paused for too long. Resume it, then replay.",
+    "CredentialHeld": "The credential was refused for too long. Set a new one, then replay.",
+    "Pending": "What it waited for did not come. Look at its last wait, then replay.",
+    "Fatal": "Memory or disk ran out on every worker that tried. Give them more, then replay.",
     "Unclassified": "Nobody has met this failure before. Read the traceback, write a rule for it.",
 }
 OTHERWISE = "Read the message and the traceback."
-
-
-def parking() -> Parking:
-    """Return the parked jobs of this process's Redis."""
-    return Parking(redis(), prefix=settings().redis_stream_prefix)
 
 
 def gate_of(service: Service) -> Gate:

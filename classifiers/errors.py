@@ -26,6 +26,7 @@ JobError
     BusinessRule           the upstream's rules forbid it
       Duplicate            it exists already
     UserError              the end user can fix it
+    Cancelled              a person has taken the job out
   Fatal                    this worker must stop
 """
 
@@ -212,7 +213,16 @@ class UserError(Permanent):
         self.reason = reason
 
 
+class Cancelled(Permanent):
+    """A person has taken the job out before it was done."""
+
+
 class Fatal(JobError):
     """Out of memory, disk full: the worker must stop. The job goes on elsewhere."""
 
     category = "fatal"
+
+
+def kinds(of: type[JobError] = JobError) -> list[type[JobError]]:
+    """Return *of* and every class below it."""
+    return [of, *(deeper for kind in of.__subclasses__() for deeper in kinds(kind))]

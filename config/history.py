@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
-from math import isfinite
-from typing import Any
+from typing import Any, TypeGuard
 
 from classifiers.errors import JobError
 
 REMEMBERED = 50  # entries kept; beyond that the oldest but the first go, so a message stays small
 LONGEST_CODE = 100  # characters; an upstream's code is a word
 LONGEST_DETAIL = 200  # characters; the dead letter holds the last one whole
+LARGEST = 1e12  # times or seconds; beyond that is what no job has been through
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,8 @@ class History:
 
     *spent* counts retries by policy row, *waited* sums by policy row the seconds parked without
     spending one, *entries* lists what happened, oldest first: `{error, code, service, detail, at,
-    delay, action}`.
+    delay, action}`. A wait that repeats itself is one entry, with its number of `times`, `since`
+    when, and the sum of its delays: a video that is asked for forty times has no long story.
     """
 
     spent: Mapping[str, int] = field(default_factory=dict)
@@ -69,6 +70,8 @@ class History:
             "action": action,
         }
         entries = (*self.entries, entry)
+        if waits and self.entries and _repeats(self.entries[-1], entry):
+            entries = (*self.entries[:-1], _together(self.entries[-1], entry))
         if len(entries) > REMEMBERED:
             entries = (entries[0], *entries[-REMEMBERED + 1 :])
         if waits:
@@ -79,7 +82,8 @@ class History:
 
     def times(self, error: str) -> int:
         """How often in a row, up to now, it was this *error*."""
-        return sum(1 for _ in takewhile(lambda e: e.get("error") == error, reversed(self.entries)))
+        last = takewhile(lambda entry: entry.get("error") == error, reversed(self.entries))
+        return sum(_times(entry) for entry in last)
 
     @property
     def attempts(self) -> int:
@@ -91,8 +95,34 @@ class History:
         return sum(seconds for row, seconds in self.waited.items() if row not in but)
 
 
+def _repeats(last: Mapping[str, Any], entry: Mapping[str, Any]) -> bool:
+    same = ("error", "code", "service", "action")
+    return all(last.get(name) == entry[name] for name in same)
+
+
+def _together(last: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the newer entry, which stands for both."""
+    delay = last.get("delay")
+    before = delay if _counts(delay) else 0.0
+    return {
+        **entry,
+        "since": last.get("since", last.get("at")),
+        "times": _times(last) + 1,
+        "delay": round(before + entry["delay"], 3),
+    }
+
+
+def _times(entry: Mapping[str, Any]) -> int:
+    times = entry.get("times")
+    return int(times) if _counts(times) and times >= 1 else 1
+
+
 def _numbers(counts: Any) -> Iterator[tuple[str, float]]:
-    """Yield what counts something; a NaN or a negative number would make a job immortal."""
     for name, count in counts.items() if isinstance(counts, Mapping) else ():
-        if isinstance(count, int | float) and isfinite(count) and count >= 0:
+        if _counts(count):
             yield str(name), count
+
+
+def _counts(value: Any) -> TypeGuard[float]:
+    """Whether it counts something; a NaN or a negative number would make a job immortal."""
+    return isinstance(value, int | float) and 0 <= value <= LARGEST

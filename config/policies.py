@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from classifiers import errors
-from classifiers.errors import JobError
+from classifiers.errors import JobError, kinds
 from config.history import History
 
 
@@ -30,11 +30,15 @@ class Action(StrEnum):
 
 
 class Notify(StrEnum):
-    """When the end user hears of it."""
+    """When the end user hears of it, where a job has one: retries as such are silent."""
 
     NEVER = "never"
-    LATE = "late"  # once, after 5 attempts or 10 minutes
-    NOW = "now"
+    LATE = "late"  # once when it takes long, and when it ends for good
+    END = "end"  # when it ends for good
+
+
+LATE_ATTEMPTS = 5  # failures after which a user is asked for patience, or
+LATE_AFTER = 600.0  # s, whichever comes first
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +77,8 @@ class Policy:
     then: Action = Action.DEAD_LETTER
     at_latest: bool = False  # `retry_after` says when it will be over: look sooner, too
     outcome: str = ""  # SKIP: the word in the task's result
-    notify: Notify = Notify.NEVER
-    refund: bool = False  # when it ends for good
+    notify: Notify = Notify.END
+    refund: bool = True  # what was paid for, when it ends for good
     level: int = logging.WARNING
     alert: bool = False
 
@@ -83,62 +87,109 @@ RETRY, PARK, DEAD = Action.RETRY, Action.PARK, Action.DEAD_LETTER
 INFO, WARNING, ERROR, CRITICAL = logging.INFO, logging.WARNING, logging.ERROR, logging.CRITICAL
 
 POLICIES: Mapping[type[BaseException], Policy] = {
-    JobError: Policy(DEAD, refund=True, level=ERROR),
-    errors.Retryable: Policy(RETRY, refund=True, notify=Notify.LATE),
-    errors.InternalError: Policy(RETRY, refund=True, notify=Notify.LATE, level=ERROR),
-    errors.Unclassified: Policy(RETRY, refund=True, notify=Notify.LATE, level=ERROR, alert=True),
-    errors.Waiting: Policy(PARK, backoff=Backoff(5.0, cap=60.0), level=INFO),
-    errors.RateLimited: Policy(PARK, backoff=Backoff(2.0, cap=60.0), level=WARNING),
+    JobError: Policy(DEAD, level=ERROR),
+    errors.Retryable: Policy(RETRY, notify=Notify.LATE),
+    errors.InternalError: Policy(RETRY, notify=Notify.LATE, level=ERROR),
+    errors.Unclassified: Policy(RETRY, notify=Notify.LATE, level=ERROR, alert=True),
+    errors.Waiting: Policy(PARK, backoff=Backoff(5.0, cap=60.0), notify=Notify.LATE, level=INFO),
+    errors.RateLimited: Policy(
+        PARK, backoff=Backoff(2.0, cap=60.0), notify=Notify.LATE, level=WARNING
+    ),
     # A credential is changed, and a pause lifted, by a person: looking each minute is enough.
     errors.Paused: Policy(PARK, backoff=Backoff(60.0, factor=1.0), budget=MONTH, level=INFO),
     errors.CredentialHeld: Policy(
         PARK, backoff=Backoff(60.0, factor=1.0), budget=MONTH, level=INFO
     ),
     errors.Pending: Policy(
-        PARK, backoff=Backoff(1.0, cap=30.0), at_latest=True, level=logging.DEBUG
+        PARK,
+        backoff=Backoff(1.0, cap=30.0),
+        at_latest=True,
+        notify=Notify.LATE,
+        level=logging.DEBUG,
     ),
     # UPSTREAMS 1.4: allow a few seconds before asking what became of a write.
     errors.OutcomeUnknown: Policy(Action.RECONCILE, backoff=Backoff(5.0), refund=False),
-    errors.InvalidData: Policy(RETRY, attempts=1, backoff=Backoff(2.0), refund=True, level=ERROR),
+    errors.InvalidData: Policy(RETRY, attempts=1, backoff=Backoff(2.0), level=ERROR),
     errors.Unauthorized: Policy(
-        PARK, backoff=Backoff(60.0, factor=1.0), budget=MONTH, refund=True, level=ERROR, alert=True
+        PARK, backoff=Backoff(60.0, factor=1.0), budget=MONTH, level=ERROR, alert=True
     ),
-    errors.Forbidden: Policy(DEAD, refund=True, level=ERROR, alert=True),
+    errors.Forbidden: Policy(DEAD, level=ERROR, alert=True),
     errors.Blocked: Policy(
         PARK,
         backoff=Backoff(60.0, factor=1.0),
         budget=MONTH,
-        refund=True,
         level=CRITICAL,
         alert=True,
     ),
     # The gate is paused with it: a portal that has moved must not empty the queue into the morgue.
     errors.NotConfigured: Policy(
-        PARK, backoff=Backoff(60.0, factor=1.0), budget=MONTH, refund=True, level=ERROR, alert=True
+        PARK, backoff=Backoff(60.0, factor=1.0), budget=MONTH, level=ERROR, alert=True
     ),
     errors.BillingExhausted: Policy(
-        PARK, backoff=Backoff(60.0, factor=1.0), budget=1800.0, refund=True, level=ERROR, alert=True
+        PARK, backoff=Backoff(60.0, factor=1.0), budget=1800.0, level=ERROR, alert=True
     ),
-    errors.UserError: Policy(DEAD, notify=Notify.NOW, refund=True, level=INFO),
+    errors.UserError: Policy(DEAD, level=INFO),
     errors.Fatal: Policy(
-        Action.SHUTDOWN, attempts=3, backoff=Backoff(5.0), refund=True, level=CRITICAL, alert=True
+        Action.SHUTDOWN, attempts=3, backoff=Backoff(5.0), level=CRITICAL, alert=True
     ),
 }
 
 GONE = Policy(Action.SKIP, outcome="target_gone", level=WARNING)
 ADOPTED = Policy(Action.ADOPT, level=INFO)
+REFUNDED = Policy(Action.SKIP, outcome="refunded", level=INFO)
+# Whom it has reached cannot be asked: a person decides (UPSTREAMS 3.4).
+FLAGGED = Policy(DEAD, refund=False, level=WARNING)
+
+# Who has paid waits for a day at most, whoever has to open what is closed.
+PAID: Mapping[type[BaseException], Policy] = {
+    kind: replace(row, budget=DAY, notify=Notify.LATE)
+    for kind, row in POLICIES.items()
+    if row.budget == MONTH
+}
 
 TASKS: Mapping[str, Mapping[type[BaseException], Policy]] = {
+    "video.generate": {
+        **PAID,
+        errors.UserError: REFUNDED,
+        errors.Pending: Policy(
+            PARK, backoff=Backoff(5.0, cap=60.0), notify=Notify.LATE, level=logging.DEBUG
+        ),
+        # What is made after a refund goes nowhere, so a generation in doubt may be paid back.
+        errors.OutcomeUnknown: Policy(
+            Action.RECONCILE, backoff=Backoff(5.0), notify=Notify.LATE, level=WARNING
+        ),
+    },
+    "video.send": {
+        **PAID,
+        errors.UserError: REFUNDED,
+        errors.Duplicate: ADOPTED,
+        errors.Retryable: Policy(RETRY, attempts=3),
+        errors.InternalError: Policy(RETRY, attempts=3, level=ERROR),
+        errors.OutcomeUnknown: FLAGGED,
+    },
+    # A debt is paid, however long our database is away: 300 times five minutes are a day.
+    "video.make_good": dict.fromkeys(
+        (errors.Retryable, errors.InternalError, errors.Unclassified),
+        Policy(RETRY, attempts=300, level=ERROR, alert=True),
+    ),
+    "telegram.notify": {
+        errors.UserError: Policy(Action.SKIP, outcome="undeliverable", level=INFO),
+        errors.Duplicate: ADOPTED,
+        errors.OutcomeUnknown: FLAGGED,
+    },
+    "video.handle_press": {
+        errors.UserError: Policy(Action.SKIP, outcome="declined", level=INFO),
+    },
+    # It waits only for the moment between a look at KIE and the parking of the job that looked.
+    "video.handle_callback": {
+        errors.Pending: Policy(PARK, backoff=Backoff(0.2, cap=5.0), level=logging.DEBUG)
+    },
     "bitrix.update_deal": {errors.NotFound: GONE},
     "bitrix.attach_contact": {errors.NotFound: GONE},
     "bitrix.create_contact": {errors.Duplicate: ADOPTED},
     "bitrix.update_contact": {errors.NotFound: GONE, errors.Duplicate: ADOPTED},
     "bitrix.handle_webhook": {errors.NotFound: GONE},
 }
-
-
-# Rows whose waits a person ends; they count for themselves, not against the day.
-PATIENT = frozenset(kind.__name__ for kind, row in POLICIES.items() if row.budget > DAY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +211,15 @@ def row_for(error: type[BaseException], task: str = "") -> tuple[type[BaseExcept
         if kind in POLICIES:
             return kind, POLICIES[kind]
     raise LookupError(f"{error.__name__} is no JobError")
+
+
+def patient(task: str = "") -> frozenset[str]:
+    """Return the rows whose waits a person ends: these count for themselves, not against the day.
+
+    No row of a job that is paid for is one of them.
+    """
+    rows = {**POLICIES, **TASKS.get(task, {})}
+    return frozenset(kind.__name__ for kind, row in rows.items() if row.budget > DAY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,15 +255,20 @@ def decide(
             left = policy.budget
         case Action.PARK:
             turn = history.times(type(error).__name__)
-            left = policy.budget - history.waited.get(budget, 0.0)
-            if budget not in PATIENT:
-                left = min(left, DAY - history.waited_in_all(but=PATIENT))
+            left = _scaled(policy.budget, defaults) - history.waited.get(budget, 0.0)
+            if budget not in patient(task):
+                left = min(left, DAY - history.waited_in_all(but=patient(task)))
         case _:
             return Decision(policy.action, policy)
     delay = _delay(error, policy, turn, defaults, chance())
     if delay > left:
         return Decision(policy.then, policy)
     return Decision(policy.action, policy, delay=delay, spends=budget)
+
+
+def _scaled(budget: float, defaults: Defaults) -> float:
+    """A short budget shrinks with the waits it bounds; a day also holds what upstreams ask for."""
+    return budget * defaults.time_scale if budget < DAY else budget
 
 
 def _delay(error: JobError, policy: Policy, turn: int, defaults: Defaults, chance: float) -> float:
@@ -222,6 +287,13 @@ def _delay(error: JobError, policy: Policy, turn: int, defaults: Defaults, chanc
     return max(asked, ours)
 
 
+def is_late(policy: Policy, failures: int, waited: float, defaults: Defaults) -> bool:
+    """Whether a user should be asked for patience now: *failures* so far, *waited* in seconds."""
+    if policy.notify is not Notify.LATE:
+        return False
+    return failures >= LATE_ATTEMPTS or waited >= LATE_AFTER * defaults.time_scale
+
+
 def retried() -> tuple[type[JobError], ...]:
     """Return the classes that Celery's autoretry hands to our `retry()`: `autoretry_for`."""
     return (JobError,)
@@ -232,13 +304,9 @@ def final() -> tuple[type[JobError], ...]:
 
     A class counts only if every known subclass agrees, since Celery tests by ancestry.
     """
-    return tuple(kind for kind in _tree(JobError) if all(_is_final(sub) for sub in _tree(kind)))
+    return tuple(kind for kind in kinds(JobError) if all(_is_final(sub) for sub in kinds(kind)))
 
 
 def _is_final(kind: type[JobError]) -> bool:
     rows = [row_for(kind)[1], *(row_for(kind, task)[1] for task in TASKS)]
     return all(row.action is Action.DEAD_LETTER for row in rows)
-
-
-def _tree(kind: type[JobError]) -> list[type[JobError]]:
-    return [kind, *(deeper for sub in kind.__subclasses__() for deeper in _tree(sub))]

@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from classifiers.errors import JobError
 from config.policies import (
     DAY,
+    LATE_AFTER,
+    LATE_ATTEMPTS,
+    PAID,
     POLICIES,
     TASKS,
     USUAL,
@@ -36,8 +39,11 @@ travels with it, so every row counts for itself, whichever worker runs the job.
   never scaled: it is a place in a line that is spread out already. All waits of a job together last
   {day} at most, and one that would take longer is not begun; those that a person ends (a pause, a
   refused credential, a portal that has moved) count for themselves.
+- A **refund**, and news for a **user**, come where somebody has paid for the job: with the videos.
+  Credits go back once, and never for what may have arrived. A user is asked for patience once, when
+  it is late: after {late_failures} failures or {late_minutes:g} minutes.
 - `MAX_RETRIES` ({retries}) and `INITIAL_BACKOFF` ({backoff:g} s) change the rows that name them,
-  `RETRY_TIME_SCALE` multiplies every wait that is ours.
+  `RETRY_TIME_SCALE` multiplies every wait that is ours, and a bound of less than a day.
 
 To change a row, edit `POLICIES` in `config/policies.py`; for one task alone, `TASKS` beside it. A
 new kind of failure is a class in `classifiers/errors.py`.
@@ -46,16 +52,16 @@ new kind of failure is a class in `classifiers/errors.py`.
 SPECIAL_CASES = """\
 ## Where a task decides otherwise
 
-| task | error | what we do | the task's result | log |
-|---|---|---|---|---|
+These rows count instead of those above. Who has paid for a job waits for {day} in all, whoever has
+to open what is closed.
 """
 
 ACTIONS = {
     Action.RETRY: "retry",
     Action.PARK: "wait",
     Action.RECONCILE: "ask the upstream what became of it, then go on",
-    Action.SKIP: "done: there is nothing left to do",
-    Action.ADOPT: "take over what exists, and update it",
+    Action.SKIP: "end it as done",
+    Action.ADOPT: "take over what exists, and go on with it",
     Action.DEAD_LETTER: "dead letter",
     Action.ABORT: "give up: the reason has been told",
     Action.SHUTDOWN: "stop this worker; the job goes on elsewhere",
@@ -63,26 +69,28 @@ ACTIONS = {
 COMES_BACK = {Action.RETRY, Action.PARK, Action.RECONCILE, Action.SHUTDOWN}
 TOLD = {
     Notify.NEVER: "",
-    Notify.LATE: "user: once, after 5 attempts or 10 minutes",
-    Notify.NOW: "user: at once",
+    Notify.LATE: "user: if late, and at the end",
+    Notify.END: "user: at the end",
 }
-COLUMNS = ("error", "meaning", "what we do", "retries", "first waits", "then", "told", "log")
+CONSEQUENCES = ("what we do", "retries", "first waits", "then", "told", "log")
+COLUMNS = ("error", "meaning", *CONSEQUENCES)
+TASK_COLUMNS = ("error", *CONSEQUENCES)
 SHOWN = 5  # waits: as many as MAX_RETRIES allows unless it is changed
 
 
 def page() -> str:
     """Return the page: the tree with its policy, and the rows of single tasks."""
     introduction = INTRODUCTION.format(
-        day=span(DAY), retries=Defaults().max_retries, backoff=Defaults().initial_backoff
+        day=span(DAY),
+        late_failures=LATE_ATTEMPTS,
+        late_minutes=LATE_AFTER / 60,
+        retries=Defaults().max_retries,
+        backoff=Defaults().initial_backoff,
     )
-    head = f"{line(COLUMNS)}\n|{'---|' * len(COLUMNS)}\n"
-    tree = "\n".join(line(cells(kind, depth)) for kind, depth in walk(JobError))
-    special = "\n".join(
-        line((f"`{task}`", f"`{kind.__name__}`", ACTIONS[row.action], result(row), level(row)))
-        for task, rows in TASKS.items()
-        for kind, row in rows.items()
-    )
-    return f"{introduction}\n{head}{tree}\n\n{SPECIAL_CASES}{special}\n"
+    tree = table(COLUMNS, (cells(kind, depth) for kind, depth in walk(JobError)))
+    special = SPECIAL_CASES.format(day=span(DAY))
+    tasks = (f"### {task}\n\n{table(TASK_COLUMNS, task_cells(task))}" for task in TASKS)
+    return "\n".join([introduction, tree, special, *tasks])
 
 
 def walk(kind: type[JobError], depth: int = 0) -> Iterator[tuple[type[JobError], int]]:
@@ -101,10 +109,29 @@ def cells(kind: type[JobError], depth: int) -> tuple[str, ...]:
         f"{'&emsp;' * depth}`{kind.__name__}`",
         meaning(kind),
         ACTIONS[policy.action] + follows,
+        *after(policy, paid=True),
+    )
+
+
+def task_cells(task: str) -> Iterator[tuple[str, ...]]:
+    """Yield the rows of *task*, one text for each of `TASK_COLUMNS`."""
+    for kind, policy in TASKS[task].items():
+        consequences = ACTIONS[policy.action], *after(policy, paid=is_paid(task))
+        yield f"`{kind.__name__}`", *consequences
+
+
+def is_paid(task: str) -> bool:
+    """Whether somebody pays for *task*, so that it has a user and something to refund."""
+    return PAID.items() <= TASKS[task].items()
+
+
+def after(policy: Policy, *, paid: bool) -> tuple[str, ...]:
+    """Say what follows the action itself, one text for each of `CONSEQUENCES` but the first."""
+    return (
         retries(policy),
         waits(policy),
-        then(policy),
-        told(policy),
+        then(policy, paid=paid),
+        told(policy, paid=paid),
         level(policy),
     )
 
@@ -141,8 +168,8 @@ def waits(policy: Policy) -> str:
 def curve(policy: Policy) -> str:
     """Return our own waits: those there are, or the first of a long row."""
     backoff: Backoff = policy.backoff
-    limited = policy.action is not Action.PARK
     allowed = Defaults().max_retries if policy.attempts is None else policy.attempts
+    limited = policy.action is not Action.PARK and allowed <= SHOWN
     shown = [backoff.delay(turn, 0.0) for turn in range(allowed if limited else SHOWN)]
     spread = f"+0–{backoff.jitter:.0%}".replace("%", " %")
     if len(set(shown)) == 1:
@@ -154,21 +181,20 @@ def curve(policy: Policy) -> str:
     return f"{text}, {spread}{named}"
 
 
-def then(policy: Policy) -> str:
-    """Say what follows when the retries are spent."""
+def then(policy: Policy, *, paid: bool) -> str:
+    """Say what follows when the retries are spent, and what becomes of the credits."""
     end = ACTIONS[policy.then] if policy.action in COMES_BACK else ""
-    return ", ".join(filter(None, (end, "refund" if policy.refund else ""))) or "–"
+    result = f"result `{policy.outcome}`" if policy.outcome else ""
+    credit = "refund" if policy.refund else "no refund"
+    ends = paid and policy.action is not Action.ADOPT
+    return ", ".join(filter(None, (end, result, credit if ends else ""))) or "–"
 
 
-def told(policy: Policy) -> str:
+def told(policy: Policy, *, paid: bool) -> str:
     """Say who hears of it."""
+    user = TOLD[policy.notify] if paid and policy.action is not Action.ADOPT else ""
     operator = "operator: alert" if policy.alert else ""
-    return "; ".join(filter(None, (TOLD[policy.notify], operator))) or "nobody"
-
-
-def result(policy: Policy) -> str:
-    """Return the task's result in words, where the row decides it."""
-    return f"`{policy.outcome}`" if policy.outcome else "as the update says"
+    return "; ".join(filter(None, (user, operator))) or "nobody"
 
 
 def level(policy: Policy) -> str:
@@ -179,6 +205,12 @@ def level(policy: Policy) -> str:
 def span(seconds: float) -> str:
     """Say a long time in hours or minutes."""
     return f"{seconds / 3600:g} h" if seconds >= 3600 else f"{seconds / 60:g} min"  # noqa: PLR2004
+
+
+def table(columns: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    """Return a table with its head."""
+    lines = [line(columns), f"|{'---|' * len(columns)}", *map(line, rows)]
+    return "\n".join(lines) + "\n"
 
 
 def line(texts: tuple[str, ...]) -> str:

@@ -63,6 +63,90 @@ def bitrix(settings: Settings) -> Service:
     )
 
 
+def kie(settings: Settings) -> Service:
+    """UPSTREAMS 2.1: 20 new requests in 10 s, the rest is refused, not queued.
+
+    Evenly spaced, so that no ten seconds hold more than twenty, even where calls that are a second
+    slower than their successors arrive bunched: 1.8 × 11 s < 20.
+    """
+    return Service(
+        name="kie",
+        rate=settings.kie_rate,
+        burst=1,
+        max_wait=1.0,
+        connect_timeout=5.0,
+        read_timeout=30.0,  # it answers with an id, it does not make the video meanwhile
+        in_flight=32,
+    )
+
+
+def kie_queries(settings: Settings) -> Service:
+    """UPSTREAMS 2.1: at most 10 queries a second per key.
+
+    A gate of its own: a model that is paused must not keep finished videos from being fetched.
+    """
+    return Service(
+        name="kie-queries",
+        rate=settings.kie_query_rate,
+        burst=1,
+        max_wait=1.0,
+        connect_timeout=5.0,
+        read_timeout=15.0,
+        in_flight=32,
+    )
+
+
+def telegram(settings: Settings) -> Service:
+    """UPSTREAMS 3.2: some 30 messages a second in all; 28 leave room for what arrives bunched."""
+    return Service(
+        name="telegram",
+        rate=settings.telegram_rate,
+        burst=1,
+        max_wait=2.0,  # two messages to one chat, a second apart, need no second run
+        connect_timeout=5.0,
+        read_timeout=120.0,  # UPSTREAMS 3.4: an upload is answered when Telegram has stored it
+        in_flight=64,
+    )
+
+
+PRIVATE_PACE = 1.05  # s between two messages to one person: UPSTREAMS 3.2 says one a second
+GROUP_PACE = 3.15  # s between two messages to one group: 20 a minute
+
+DELIVERY_LOST = 900.0  # s without a sign of a delivery after which it is sent once more
+
+REFETCH = 240.0  # s; a file that is not here is fetched by its link, or by a fresh one
+
+POLL_SLOWLY = 120.0  # s between two questions where a callback says when it is over
+# UPSTREAMS 2.1: 2-3 s for 30 s, 5-10 s, then 15-30 s. Age of the generation (s) → pause (s).
+POLLING = ((30.0, 2.5), (120.0, 7.5))
+POLL_OLD = 20.0
+GENERATION_DEADLINE = 900.0  # s; UPSTREAMS 2.1: stop at 10-15 min
+VISIBLE_WITHIN = 90.0  # s; UPSTREAMS 2.2: a task may be unknown for so long after its creation
+CALLED_BACK_WITHIN = GENERATION_DEADLINE  # s; a lost create is not repeated before
+
+
+def poll_pause(age: float, *, called_back: bool) -> float:
+    """Return the seconds until KIE is asked again about a generation that is *age* seconds old."""
+    if called_back:
+        return POLL_SLOWLY
+    return next((pause for until, pause in POLLING if age < until), POLL_OLD)
+
+
+def delivery_lease(settings: Settings, ways: int) -> float:
+    """Return how long a delivery may still take effect that has so many ways to go.
+
+    Then comes a link as a text. Where there is but one way, the file is here already.
+    """
+    calls = (ways + 1) * telegram(settings).lease
+    return calls if ways == 1 else calls + REFETCH
+
+
+def scaled(seconds: float) -> float:
+    """Return a wait of ours as RETRY_TIME_SCALE has it."""
+    return seconds * settings().retry_time_scale
+
+
 def services() -> tuple[Service, ...]:
     """Every upstream we know how to call."""
-    return (bitrix(settings()),)
+    config = settings()
+    return (bitrix(config), kie(config), kie_queries(config), telegram(config))

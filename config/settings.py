@@ -115,6 +115,50 @@ class Settings(BaseSettings):
         Field(description="Look in the portal before every first create; for a migration."),
     ] = False
 
+    public_url: Annotated[
+        str,
+        Field(
+            description="Where the outside reaches our API, https://jobs.example.com; with it KIE "
+            "calls back when a video is ready, and is asked far less often."
+        ),
+    ] = ""
+
+    kie_api_key: Annotated[SecretStr | None, Field(description="Key of KIE.AI (a secret).")] = None
+    kie_base_url: Annotated[str, Field(description="Where KIE.AI is.")] = "https://api.kie.ai"
+    kie_model: Annotated[
+        str, Field(min_length=1, description="Model that makes the videos; see `clients/kie.py`.")
+    ] = "sora-2-image-to-video"
+    kie_webhook_hmac_key: Annotated[
+        SecretStr | None,
+        Field(description="Key that KIE.AI signs its callbacks with, where enabled (a secret)."),
+    ] = None
+    kie_rate: Annotated[
+        float, Field(gt=0, description="Videos per second that KIE.AI is asked to begin.")
+    ] = 1.8
+    kie_query_rate: Annotated[
+        float, Field(gt=0, description="Questions per second about videos that are being made.")
+    ] = 9.0
+
+    telegram_bot_token: Annotated[
+        SecretStr | None, Field(description="Token of the bot (a secret).")
+    ] = None
+    telegram_base_url: Annotated[
+        str, Field(description="Where the Bot API is; a local server takes files of 2000 MB.")
+    ] = "https://api.telegram.org"
+    telegram_webhook_secret: Annotated[
+        SecretStr | None,
+        Field(description="`secret_token` given to setWebhook, sent with each update (a secret)."),
+    ] = None
+    telegram_rate: Annotated[
+        float, Field(gt=0, description="Messages per second to all chats together.")
+    ] = 28.0
+    support_contact: Annotated[
+        str, Field(description="Whom users are sent to: @name, an address or a link.")
+    ] = ""
+    media_dir: Annotated[
+        str, Field(description="Folder for videos between KIE.AI and Telegram.")
+    ] = "media"
+
     admin_token: Annotated[
         SecretStr | None,
         Field(description="Bearer token of the admin API; without it the API stays closed."),
@@ -174,6 +218,23 @@ class Settings(BaseSettings):
             raise ValueError("must look like https://portal.bitrix24.com/rest/1/code/")
         return SecretStr(url.rstrip("/") + "/")
 
+    @field_validator("kie_base_url", "telegram_base_url", "public_url")
+    @classmethod
+    def _is_a_base_url(cls, value: str) -> str:
+        url = value.strip()
+        shape = r"https?://[^/?#\s@]+(/[^?#\s]*)?"
+        if url and not (re.fullmatch(shape, url) and _readable(url)):
+            raise ValueError("must look like https://host, without a question mark or a login")
+        return url.rstrip("/")
+
+    @field_validator("telegram_bot_token")
+    @classmethod
+    def _is_a_bot_token(cls, value: SecretStr | None) -> SecretStr | None:
+        # It becomes a part of every address.
+        if value and not re.fullmatch(r"[A-Za-z0-9:_-]+", value.get_secret_value().strip()):
+            raise ValueError("must look like 123456:ABC-DEF…")
+        return value and SecretStr(value.get_secret_value().strip())
+
     @field_validator("database_url")
     @classmethod
     def _database_is_a_url(cls, value: str) -> str:
@@ -218,7 +279,11 @@ class Settings(BaseSettings):
     @property
     def queues(self) -> dict[str, str]:
         """Queue → why workers here leave it alone (empty: they take its jobs)."""
-        return {"bitrix": self._bitrix_obstacle()}
+        return {
+            "bitrix": self._bitrix_obstacle(),
+            "kie": "" if self.kie_api_key else "KIE_API_KEY is not set",
+            "telegram": "" if self.telegram_bot_token else "TELEGRAM_BOT_TOKEN is not set",
+        }
 
     def _bitrix_obstacle(self) -> str:
         if not self.bitrix_enabled:
@@ -231,7 +296,7 @@ class Settings(BaseSettings):
 
     @property
     def secrets(self) -> tuple[str, ...]:
-        """Every configured secret, for redaction; passwords and the webhook's code on their own."""
+        """Every configured secret, for redaction; what is secret within one also on its own."""
         values = [
             field.get_secret_value()
             for name in type(self).model_fields
@@ -245,6 +310,8 @@ class Settings(BaseSettings):
         if self.bitrix_webhook_url is not None:
             path = urlsplit(self.bitrix_webhook_url.get_secret_value()).path
             values.append(path.rstrip("/").rsplit("/", 1)[-1])
+        if self.telegram_bot_token is not None:  # what comes first is the id of the bot
+            values.append(self.telegram_bot_token.get_secret_value().partition(":")[2])
         return tuple(dict.fromkeys(value for value in values if value))
 
 

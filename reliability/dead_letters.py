@@ -235,9 +235,13 @@ class DeadLetters:
         replays = str(letter.replays + 1)
         return self._changed("settle", letter.message_id, "replayed", by, note, replays)
 
-    def compensate(self, message_id: str, state: str) -> bool:
-        """Set the state of the compensation. False if that is no change."""
-        return self._changed("compensate", message_id, state)
+    def compensate(self, message_id: str, state: str, *, of: int | None = None) -> bool:
+        """Set the state of the compensation. False if that is no change.
+
+        *of* is the number of replays of the run it is about: what comes late for an earlier death
+        does not settle a later one.
+        """
+        return self._changed("compensate", message_id, state, "" if of is None else str(of))
 
     # Reading
 
@@ -308,8 +312,14 @@ class DeadLetters:
         return {(name.split("\n")[0], name.split("\n")[1]): int(n) for name, n in totals.items()}
 
     def owed(self, *, limit: int = 100) -> list[str]:
-        """Return the ids of letters whose compensation is not confirmed, the oldest first."""
-        owed: list[str] = self._client.zrange(self._base + "owed", 0, limit - 1)
+        """Return the ids of letters whose compensation has to be sent, the oldest debt first.
+
+        That is one never sent, or sent an hour ago and not confirmed since.
+        """
+        seconds, _ = self._client.time()
+        owed: list[str] = self._client.zrange(
+            self._base + "owed", "-inf", seconds, byscore=True, offset=0, num=limit
+        )
         return owed
 
     # The inside

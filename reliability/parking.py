@@ -14,26 +14,36 @@ from typing import Any, cast
 from redis import Redis
 
 from classifiers.errors import (
+    BillingExhausted,
     Blocked,
     CircuitOpen,
     CredentialHeld,
     NotConfigured,
+    OutcomeUnknown,
     Paused,
+    Pending,
     RateLimited,
     Unauthorized,
 )
+from config.settings import settings
 from reliability import keys
+from reliability.connection import redis
 
 # What a closed gate says, and the answers that close one.
 CLOSED = (CircuitOpen, CredentialHeld, Paused, RateLimited)
-CLOSING = (Blocked, NotConfigured, Unauthorized)
+CLOSING = (BillingExhausted, Blocked, NotConfigured, Unauthorized)
 GATE_REASONS = frozenset(kind.__name__ for kind in (*CLOSED, *CLOSING))
+# What waits for news, and may come back as soon as there are some.
+NEWS_REASONS = frozenset(kind.__name__ for kind in (OutcomeUnknown, Pending))
 CHUNK = 500  # jobs read per round trip
 
 
 @dataclass(frozen=True, slots=True)
 class Parked:
-    """One waiting job. *since* and *due* are unix seconds; *attempts* counts spent retries."""
+    """One waiting job. *since* and *due* are unix seconds; *attempts* counts spent retries.
+
+    *replays* counts how often a person has sent it again.
+    """
 
     message_id: str
     task: str
@@ -46,6 +56,7 @@ class Parked:
     since: float
     due: float
     attempts: int
+    replays: int
     history: Sequence[dict[str, Any]]
 
 
@@ -85,6 +96,18 @@ class Parking:
         # XX: what a worker has just taken must not come back a second time.
         changed = self._client.zadd(self._due, {message_id: at}, xx=True, ch=True)
         return bool(changed) or self._client.zscore(self._due, message_id) is not None
+
+    def wake(self, message_id: str) -> bool:
+        """Let a job that waits for news come back now; one at a closed gate keeps its place there.
+
+        False if it does not wait at all: it runs, or is in its queue, or has ended.
+        """
+        job = self.get(message_id)
+        if job is None:
+            return False
+        if job.reason in NEWS_REASONS:
+            self.release(message_id)
+        return True
 
     def release_service(self, service: str, *, start: float, spacing: float) -> int:
         """Let the jobs that the gate of *service* sent away come back, *spacing* seconds apart.
@@ -126,6 +149,11 @@ class Parking:
         ]
 
 
+def parking() -> Parking:
+    """Return the parked jobs of this process's Redis."""
+    return Parking(redis(), prefix=settings().redis_stream_prefix)
+
+
 def _read(message_id: str, stored: str, due: float) -> Parked:
     list_key, _, since, raw = stored.split("\n", 3)
     message = json.loads(raw)
@@ -144,6 +172,7 @@ def _read(message_id: str, stored: str, due: float) -> Parked:
         since=float(since),
         due=due,
         attempts=sum((headers.get("spent") or {}).values()),
+        replays=replays if isinstance(replays := headers.get("replays"), int) else 0,
         history=headers.get("history") or [],
     )
 

@@ -7,6 +7,10 @@ at the stored result after that, so nothing is missed.
 Stock Celery takes a job whose result cannot be stored for a failed one, and where storing the
 failure fails as well it never acknowledges the message. Here the thread tries on for a while and
 then goes without the result: the job is done, whoever asks for its result.
+
+Stock Celery also stores that a job will be tried again, after it has sent it. Ours may be back and
+done by then (somebody waits for just that news), and its result would be lost; that it is parked
+can be seen where it is parked.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import time
 from typing import Any
 
 from celery.backends.redis import RedisBackend, SentinelBackend
+from celery.states import RETRY
 from redis.exceptions import RedisError
 
 logger = logging.getLogger(__name__)
@@ -30,11 +35,13 @@ class Results(RedisBackend):
     def on_task_call(self, producer: Any, task_id: str) -> None:
         """Leave the caller alone."""
 
-    def store_result(self, task_id: str, *args: Any, **kwargs: Any) -> Any:
-        """Store it, or go on without it. Never raises for Redis."""
+    def store_result(self, task_id: str, result: Any, state: str, *args: Any, **kwargs: Any) -> Any:
+        """Store what a job has come to, or go on without it. Never raises for Redis."""
+        if state == RETRY:
+            return None
         for _ in range(ATTEMPTS):
             try:
-                return super().store_result(task_id, *args, **kwargs)
+                return super().store_result(task_id, result, state, *args, **kwargs)
             except (RedisError, OSError) as error:
                 logger.warning("the result of %s waits for Redis: %s", task_id, error)
                 time.sleep(PAUSE)

@@ -385,6 +385,20 @@ def ready(video: Video, generation_id: str, result_url: str) -> Video:
 # ── Delivering it ────────────────────────────────────────────────────────────────────────────
 
 
+def handed_over(video: Video, sender: str) -> None:
+    """Note that *sender* was sent to deliver the video, now."""
+    with database.write() as connection:
+        connection.execute(
+            update(videos)
+            .where(
+                videos.c.order_id == video.order_id,
+                videos.c.round == video.round,
+                videos.c.state.in_(["ready", "sending"]),
+            )
+            .values(sender=func.coalesce(videos.c.sender, sender), updated_at=database.now())
+        )
+
+
 def claim(order_id: str, job: str) -> tuple[Video, bool] | None:
     """Return a video and whether *job* may send it now; None if there is no such video.
 

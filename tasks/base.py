@@ -18,9 +18,21 @@ from celery import Task, current_task
 from celery.exceptions import Reject, TaskPredicate
 
 from classifiers import database
-from classifiers.errors import Duplicate, InternalError, JobError, Unclassified
+from classifiers.errors import Duplicate, InternalError, JobError, Unclassified, UserError
 from config.history import History
-from config.policies import TASKS, Action, Decision, Defaults, decide, final, retried, row_for
+from config.policies import (
+    TASKS,
+    Action,
+    Decision,
+    Defaults,
+    Notify,
+    Policy,
+    decide,
+    final,
+    is_late,
+    retried,
+    row_for,
+)
 from config.settings import settings
 from reliability.connection import RedisError
 from tasks.payloads import Payload
@@ -29,13 +41,16 @@ logger = logging.getLogger(__name__)
 
 END_OF_TIME = 253_402_300_800.0  # the year 10000, which datetime does not know
 REFUSED_PAUSE = 5.0  # seconds
+ENDS = frozenset({Action.SKIP, Action.ADOPT})
 COMES_BACK = {Action.RETRY, Action.PARK, Action.RECONCILE, Action.SHUTDOWN}
 
 
 class Operation(Task):
     """A task that checks its payload, and asks the policy table what a failure means.
 
-    *adopt* is called with (existing_id, **payload) when the table says ADOPT.
+    *adopt* is called with (existing_id, **payload) when the table says ADOPT. *compensation* names
+    the task that makes good what a job has begun and could not finish; `amends` are its arguments.
+    *ask_for_patience* is called with the payload, once, when it takes long.
     """
 
     abstract = True
@@ -45,9 +60,12 @@ class Operation(Task):
     dont_autoretry_for = final()
     max_retries = None  # only the policy table counts
     adopt: Callable[..., Mapping[str, Any]] | None = None
+    compensation: str = ""
+    ask_for_patience: Callable[..., None] | None = None
 
     def __init__(self) -> None:
         self.payload = Payload(self.name, self.run)
+        self.body = self.run
         self._refuse_contradictions()
         self.run = self._governed(self.run)  # below Celery's autoretry, which wraps it later
 
@@ -85,7 +103,13 @@ class Operation(Task):
 
         return run
 
-    def _attempt(self, body: Callable[[], Any], read: Callable[[], dict[str, Any]]) -> Any:
+    def _attempt(
+        self,
+        body: Callable[[], Any],
+        read: Callable[[], dict[str, Any]],
+        ends: frozenset[Action] = ENDS,
+    ) -> Any:
+        """Run *body*; a failure that the table lets end well here (one of *ends*) does so."""
         try:
             return body()
         except TaskPredicate:  # Retry, Ignore, Reject: Celery's own words
@@ -93,14 +117,45 @@ class Operation(Task):
         except Exception as failure:
             error = classified(failure)
             policy = row_for(type(error), self.name)[1]
-            if policy.action is Action.SKIP:
+            if policy.action is Action.SKIP and Action.SKIP in ends:
                 logger.log(policy.level, "%s[%s] %s: %s", *self._who(), policy.outcome, error)
-                return {"outcome": policy.outcome, **self.payload.ids(read())}
-            if policy.action is Action.ADOPT and isinstance(error, Duplicate):
-                return self._attempt(lambda: self._adopted(error, read()), read)
+                ended = partial(self._ended, error, policy)
+                return self._attempt(lambda: ended(read()), read, frozenset())
+            # Once: what exists may be said to exist elsewhere, and that again here.
+            may_adopt = policy.action is Action.ADOPT and Action.ADOPT in ends
+            if may_adopt and isinstance(error, Duplicate):
+                adopted = partial(self._adopted, error)
+                return self._attempt(lambda: adopted(read()), read, ends - {Action.ADOPT})
             if error is failure:
                 raise
             raise error from failure
+
+    def _ended(self, error: JobError, policy: Policy, payload: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the result of a job that ends here; what it had begun is made good at once."""
+        outcome: dict[str, Any] = {"outcome": policy.outcome, **self.payload.ids(payload)}
+        if not self.compensation:
+            return outcome
+        reason = error.reason if isinstance(error, UserError) else ""
+        amends = self.amends(type(error), job(), self.payload.write((), payload), reason)
+        outcome |= self.app.tasks[self.compensation].body(**amends)
+        return outcome
+
+    def amends(
+        self, kind: type[JobError], of: Job, payload: Mapping[str, Any], reason: str = ""
+    ) -> dict[str, Any]:
+        """Return what the compensation has to know of a job that was ended by a failure."""
+        policy = row_for(kind, self.name)[1]
+        return {
+            "task": self.name,
+            "payload": dict(payload),
+            "job_id": of.id,
+            "replays": of.replays,
+            "error_type": kind.__name__,
+            "category": kind.category,
+            "reason": reason,
+            "refund": policy.refund,
+            "tell": policy.notify is not Notify.NEVER,
+        }
 
     def _adopted(self, error: Duplicate, payload: Mapping[str, Any]) -> Mapping[str, Any]:
         adopt = type(self).adopt  # by the class: it is a function, not a method
@@ -135,9 +190,30 @@ class Operation(Task):
         )
         parking = {"reason": type(exc).__name__, "service": exc.service, "detail": str(exc)[:200]}
         headers = {**(self.request.headers or {}), **history.to_headers(), "parking": parking}
+        if self._is_late(decision.policy, history.attempts, headers):
+            headers["asked_for_patience"] = self._asked()
         return self._again(
             args, kwargs, exc=exc, throw=throw, countdown=decision.delay, headers=headers
         )
+
+    def _is_late(self, policy: Policy, failures: int, headers: Mapping[str, Any]) -> bool:
+        if self.ask_for_patience is None or headers.get("asked_for_patience"):
+            return False
+        begun = began_at(headers)
+        waited = 0.0 if begun is None else (datetime.now(UTC) - begun).total_seconds()
+        return is_late(policy, failures, waited, defaults())
+
+    def _asked(self) -> bool:
+        """Ask the user for patience; what keeps us from it is tried again at the next retry."""
+        ask = type(self).ask_for_patience
+        assert ask is not None  # noqa: S101 - `_is_late` has looked
+        try:
+            ask(**self.payload.read(self.request.args or (), self.request.kwargs or {}))
+        except Exception as failure:  # noqa: BLE001 - no reason for the job itself to end
+            error = classified(failure)
+            logger.warning("%s[%s] could not ask for patience: %s", *self._who(), error)
+            return False
+        return True
 
     def _again(self, *args: Any, **options: Any) -> Any:
         try:
@@ -169,10 +245,14 @@ class Operation(Task):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """The job that this thread runs. *accepted_at* is when `delay()` took it, if it says so."""
+    """A job; *replays* counts how often a person has sent it again.
+
+    *accepted_at* is when `delay()` took it, if it says so.
+    """
 
     id: str
-    accepted_at: datetime | None
+    accepted_at: datetime | None = None
+    replays: int = 0
 
     @property
     def age(self) -> float:
@@ -186,13 +266,28 @@ def job() -> Job:
     """Return the job that this thread runs."""
     request = current_task.request if current_task else None
     if request is None or request.id is None:
-        return Job(id=f"direct-{threading.get_ident()}", accepted_at=None)
-    return Job(request.id, accepted_at(request.headers or {}))
+        return Job(id=f"direct-{threading.get_ident()}")
+    headers = request.headers or {}
+    return Job(request.id, accepted_at(headers), replays(headers))
 
 
 def accepted_at(headers: Mapping[str, Any]) -> datetime | None:
     """Return when `delay()` took the job; None if the message does not say so in earnest."""
-    seconds = headers.get("accepted_at")
+    return _moment(headers.get("accepted_at"))
+
+
+def began_at(headers: Mapping[str, Any]) -> datetime | None:
+    """Return when a job's user began to wait for it: for a replay, that was then."""
+    return _moment(headers.get("sent_again_at")) or accepted_at(headers)
+
+
+def replays(headers: Mapping[str, Any]) -> int:
+    """Return how often a person has sent the job again."""
+    count = headers.get("replays")
+    return count if isinstance(count, int) else 0
+
+
+def _moment(seconds: Any) -> datetime | None:
     if not isinstance(seconds, int | float) or not 0 < seconds < END_OF_TIME:
         return None
     return datetime.fromtimestamp(seconds, UTC)

@@ -65,10 +65,12 @@ def create_deal(
     contact = contact_of(contact_user_id)
     card = deal_card(title, amount, currency, fields)
     linked = {"CONTACT_IDS": [contact]} if contact else {}
-    awaited = contact_user_id if contact is None else None
-    outcome = create("deal", order_id, card, updated_at, linked=linked, awaiting=awaited)
+    outcome = create("deal", order_id, card, updated_at, linked=linked, awaiting=contact_user_id)
+    deal = links.get("deal", order_id)
+    awaited = deal.awaiting if deal else None
     if awaited is not None and links.get("contact", awaited) is not None:
-        attach(awaited)  # it came while we were busy
+        # It came while we were busy, or something newer has overtaken us before we could write it.
+        attach_contact.delay(order_id=order_id, user_id=awaited)
     return outcome
 
 
@@ -244,6 +246,7 @@ def create(
 
     *linked* are fields that are ours, not the caller's: two calls that differ in them are the
     same. *given* names the fields that an update brought, where it came before the create.
+    *awaiting* is the user whose contact is in *linked*, or is to come.
     """
     earlier: list[str] = []
     with ExitStack() as alone:  # until the row is there
@@ -260,7 +263,7 @@ def create(
             columns: links.Columns = {"awaiting": awaiting, "given": given}
             if not earlier:  # what an earlier call has written is not known: it is written again
                 columns |= {"version": version, "accepted": unversioned(version)}
-                columns |= {"digest": digest(card)}
+                columns |= {"digest": digest(card), "awaiting": None if linked else awaiting}
             links.remember(connection, entity, local_id, row["id"], **columns)
 
         made = effects.once(

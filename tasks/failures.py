@@ -17,15 +17,17 @@ from typing import Any
 
 from celery import signals
 from celery.worker.consumer import Consumer as CeleryConsumer
+from kombu.exceptions import OperationalError
 
-from classifiers.errors import InvalidData, JobError, Permanent
+from classifiers.errors import Cancelled, InvalidData, JobError, Permanent, Unclassified, kinds
 from config.history import History
 from config.settings import settings
 from reliability import corrupt
 from reliability.connection import RedisError, redis_bytes
-from reliability.dead_letters import Body, Letter, Metadata, dead_letters
+from reliability.dead_letters import Body, Compensation, Letter, Metadata, dead_letters
+from reliability.parking import Parked, parking
 from tasks import app
-from tasks.base import Operation, accepted_at, classified
+from tasks.base import Job, Operation, accepted_at, classified, replays
 from tasks.payloads import HIDDEN
 
 logger = logging.getLogger(__name__)
@@ -100,6 +102,21 @@ def on_failure(
             traceback=str(getattr(einfo, "traceback", "") or ""),
         )
     )
+    if sender.name in compensations():
+        note_failed_compensation(kwargs or {})
+
+
+def compensations() -> set[str]:
+    """Return the names of the tasks that make good what others have begun."""
+    return {task.compensation for task in app.tasks.values() if isinstance(task, Operation)} - {""}
+
+
+def note_failed_compensation(amends: Mapping[str, Any]) -> None:
+    """Say so in the letter it was for: a person has to see to it, with this one's own letter."""
+    try:
+        dead_letters().compensate(str(amends.get("job_id")), "failed", of=amends.get("replays"))
+    except RedisError as error:
+        logger.warning("%s: that its compensation failed: %s", amends.get("job_id"), error)
 
 
 @signals.task_unknown.connect
@@ -204,12 +221,16 @@ def letter(
         history=last.entries,
         headers=headers,
         raw=b64encode(raw).decode(),
-        replays=replays if isinstance(replays := headers.get("replays"), int) else 0,
+        replays=replays(headers),
+        compensation=Compensation("needed" if compensation_of(task) else "none"),
     )
 
 
 def bury(dead: Letter) -> bool:
-    """Write the letter; raise nothing. False if it could be written nowhere but to the log."""
+    """Write the letter, then have made good what the job had begun; raise nothing.
+
+    False if it could be written nowhere but to the log.
+    """
     try:
         written = dead_letters().bury_or_spool(dead)
     except Exception:  # the store has logged the letter, without secrets
@@ -219,12 +240,96 @@ def bury(dead: Letter) -> bool:
         logger.error(
             "%s[%s] dead-lettered: %s", dead.message_body.task, dead.message_id, dead.error_message
         )
+    compensate(dead)
     return True
+
+
+# -- what a dead job had begun
+
+
+def compensation_of(task: str) -> str:
+    """Return the name of the task that makes good what *task* has begun; empty for none."""
+    known = operation_named(task)
+    return known.compensation if known else ""
+
+
+def operation_named(task: str) -> Operation | None:
+    """Return the operation of that name; a command line has imported none until it is asked."""
+    app.loader.import_default_modules()
+    known = app.tasks.get(task)
+    return known if isinstance(known, Operation) else None
+
+
+def compensate(dead: Letter) -> None:
+    """Send the compensation of a letter that needs one; raise nothing: the upkeep tries again.
+
+    First the job, then the mark: sent twice it has one effect.
+    """
+    if dead.compensation.state not in {"needed", "sent"}:
+        return
+    try:
+        dead_letters().compensate(dead.message_id, _sent(dead))
+    except (OperationalError, RedisError) as unsent:
+        logger.warning("the compensation of %s is sent later: %s", dead.message_id, unsent)
+
+
+def _sent(dead: Letter) -> str:
+    """Send the compensation of a letter; return the state that it has then."""
+    call = dead.message_body
+    # The letter's own count goes up when it is replayed; this is about the run that died.
+    job = Job(dead.message_id, replays=replays(dead.headers))
+    kind = KINDS.get(dead.error_type, Unclassified)
+    try:
+        amend(call.task, call.args, call.kwargs, job, kind, queue=dead.original_queue)
+    except JobError as hopeless:  # a payload that nobody could have worked with
+        logger.error("nothing to make good for %s: %s", dead.message_id, hopeless)  # noqa: TRY400
+        return "none"
+    return "sent"
+
+
+def amend(
+    task: str,
+    args: Any,
+    kwargs: Any,
+    job: Job,
+    kind: type[JobError],
+    *,
+    queue: str = "",
+) -> None:
+    """Send the compensation of a job that *kind* has ended, if its task has one.
+
+    Raises:
+        InvalidData: its payload is none that the task could have worked with.
+        kombu.exceptions.OperationalError: if the broker cannot be reached; nothing was sent.
+    """
+    operation = operation_named(task)
+    if operation is None or not operation.compensation:
+        return
+    app.tasks[operation.compensation].apply_async(
+        kwargs=operation.amends(kind, job, operation.payload.write(args, kwargs)),
+        task_id=f"{job.id}-amends-{job.replays}",
+        queue=queue or None,  # whoever runs such jobs can run their compensation
+    )
+
+
+def cancel(parked: Parked) -> bool:
+    """Take a parked job out for good, and have made good what it had begun.
+
+    That first: whoever has taken the job in this moment finds that it is over. False if it does
+    not wait any more.
+
+    Raises:
+        kombu.exceptions.OperationalError: if the broker cannot be reached; nothing was changed.
+    """
+    job = Job(parked.message_id, replays=parked.replays)
+    amend(parked.task, parked.args, parked.kwargs, job, Cancelled, queue=parked.queue)
+    return parking().cancel(parked.message_id) is not None
 
 
 # -- back to life
 
 OURS = ("accepted_at",)  # headers that survive; what was spent and waited starts afresh
+KINDS = {kind.__name__: kind for kind in kinds()}
 
 
 def send_again(dead: Letter, *, by: str = "") -> bool:
@@ -239,9 +344,11 @@ def send_again(dead: Letter, *, by: str = "") -> bool:
     """
     if not dead.replayable:
         return False
-    task = app.tasks.get(dead.message_body.task)
-    shown = task.payload.shown(dead.message_body.kwargs) if isinstance(task, Operation) else HIDDEN
+    task = operation_named(dead.message_body.task)
+    shown = task.payload.shown(dead.message_body.kwargs) if task else HIDDEN
     headers = {name: value for name, value in dead.headers.items() if name in OURS}
+    if settings().keep_results:
+        app.backend.forget(dead.message_id)  # whoever asks now waits for the new one
     app.send_task(
         dead.message_body.task,
         args=list(dead.message_body.args),
@@ -251,7 +358,7 @@ def send_again(dead: Letter, *, by: str = "") -> bool:
         queue=dead.original_queue or None,
         argsrepr=HIDDEN,
         kwargsrepr=shown,
-        headers={**headers, "replays": dead.replays + 1},
+        headers={**headers, "replays": dead.replays + 1, "sent_again_at": time.time()},
     )
     return dead_letters().mark_replayed(dead, by=by)
 
@@ -280,11 +387,20 @@ class Upkeep(threading.Thread):
         while not self.stopped.wait(UPKEEP_INTERVAL):
             try:
                 dead_letters().drain_spool()
+                send_what_is_owed()
                 corrupt.drain(redis_bytes(), bury_corrupt, prefix=settings().redis_stream_prefix)
             except RedisError as error:
                 logger.debug("upkeep waits for Redis: %r", error)
             except Exception:
                 logger.exception("upkeep failed; it goes on")
+
+
+def send_what_is_owed() -> None:
+    """Send the compensations that could not be sent when their letters were written."""
+    for message_id in dead_letters().owed():
+        dead = dead_letters().get(message_id)
+        if dead is not None:
+            compensate(dead)
 
 
 @signals.worker_ready.connect

@@ -3,7 +3,7 @@
 -- KEYS  1 what every key of the store begins with
 -- ARGV  1 action  2 message id  3… by action:
 --       bury: body, failed_at, task, error type, fingerprint, replays, compensation
---       settle: state, by whom, note, replays ('' for a state that is no replay)     compensate: state
+--       settle: state, by whom, note, replays ('' for a state that is no replay)     compensate: state, replays of the run it is about or ''
 -- Reply 1 if anything changed
 local base, action, id = KEYS[1], ARGV[1], ARGV[2]
 local letters, marks, groups, tasks, owed = base .. 'letters', base .. 'marks', base .. 'groups', base .. 'tasks', base .. 'owed'
@@ -38,9 +38,15 @@ local function unfile(mark)
   end
 end
 
-local function owe(compensation, since)
-  if compensation == 'needed' or compensation == 'sent' then
-    redis.call('ZADD', owed, since, id)
+local CONFIRMED_WITHIN = 3600 -- what was sent and is not confirmed is owed again: sent twice, it has one effect
+
+-- By the time from which somebody has to see to it.
+local function owe(compensation)
+  local now = tonumber(redis.call('TIME')[1])
+  if compensation == 'needed' then
+    redis.call('ZADD', owed, now, id)
+  elseif compensation == 'sent' then
+    redis.call('ZADD', owed, now + CONFIRMED_WITHIN, id)
   else
     redis.call('ZREM', owed, id)
   end
@@ -63,7 +69,7 @@ local function bury(body, failed_at, task, error_type, fingerprint, replays, com
   write(mark)
   if old then unfile(old) end
   file(mark)
-  owe(compensation, failed_at)
+  owe(compensation)
   redis.call('HINCRBY', base .. 'total', task .. '\n' .. error_type, 1)
   return 1
 end
@@ -83,13 +89,16 @@ local function settle(state, by, note, replays)
   return 1
 end
 
-local function compensate(state)
+local function compensate(state, of)
   local mark = read()
   -- The confirmation may be faster than the note that it was sent.
-  if not mark or mark.compensation == state or state == 'sent' and mark.compensation == 'done' then return 0 end
+  if not mark or state == 'sent' and mark.compensation == 'done' then return 0 end
+  -- It is about an earlier death than the one that waits for its own.
+  if mark.state == 'open' and of ~= '' and tonumber(of) < mark.replays then return 0 end
+  if mark.compensation == state and state ~= 'sent' then return 0 end
   mark.compensation = state
   write(mark)
-  owe(state, mark.failed_at)
+  owe(state)
   return 1
 end
 

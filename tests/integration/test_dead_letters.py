@@ -268,20 +268,34 @@ def test_a_discarded_letter_can_still_be_replayed(dead):
     assert dead.get("job-1").state == "replayed"
 
 
-def test_compensation_is_owed_until_it_is_confirmed(dead):
-    dead.bury(letter("late", minute=2, compensation=Compensation("needed")))
-    dead.bury(letter("early", minute=1, compensation=Compensation("needed")))
+def test_compensation_is_owed_until_it_is_sent_and_again_if_nobody_confirms_it(dead, redis_client):
+    for name in ("first", "second", "third"):
+        dead.bury(letter(name, compensation=Compensation("needed")))
     dead.bury(letter("none"))
 
     owed = dead.owed()
-    dead.compensate("early", "done")
-    too_late = dead.compensate("early", "sent")
-    dead.compensate("late", "sent")
+    dead.compensate("first", "done")
+    too_late = dead.compensate("first", "sent")
+    dead.compensate("second", "sent")
+    after_sending = dead.owed()
+    redis_client.zincrby("t:perennial:dead:owed", -3700, "second")  # an hour passes
 
-    assert owed == ["early", "late"]
+    assert sorted(owed) == ["first", "second", "third"]
     assert not too_late
-    assert dead.owed() == ["late"]
-    assert dead.get("early").compensation.state == "done"
+    assert after_sending == ["third"]
+    assert sorted(dead.owed()) == ["second", "third"]
+    assert dead.get("first").compensation.state == "done"
+
+
+def test_what_comes_late_for_an_earlier_death_does_not_settle_a_later_one(dead):
+    dead.bury(letter("twice", minute=1, compensation=Compensation("needed")))
+    dead.mark_replayed(dead.get("twice"))
+    dead.bury(letter("twice", minute=2, replays=1, compensation=Compensation("needed")))
+
+    late = dead.compensate("twice", "done", of=0)
+    in_time = dead.compensate("twice", "done", of=1)
+
+    assert (late, in_time) == (False, True)
 
 
 # Finding

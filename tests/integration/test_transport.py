@@ -23,6 +23,7 @@ from kombu.asynchronous import Hub
 from redis import Redis
 
 from reliability import keys
+from reliability.parking import Parking
 
 OURS = "reliability.transport:Transport"
 STOCK = "kombu.transport.redis:Transport"
@@ -650,6 +651,64 @@ def test_a_batch_is_published_at_once_and_its_delayed_messages_are_parked(broker
     worker = Worker(broker.connect(bell_timeout=0.1))
     assert worker.get(3) == [0, 1, 2]
     assert sorted(worker.get(6)) == [0, 1, 2, 10, 11, 12]
+
+
+# -- news for what is parked
+
+
+@pytest.fixture
+def parking(broker):
+    with broker.server.client() as client:
+        yield Parking(client, prefix=PREFIX)
+
+
+def park(broker, reason, **headers):
+    """Park a job for an hour, for this *reason*."""
+    facts = {"reason": reason, "service": "kie", "detail": "not yet"}
+    headers = {"id": "job", "task": "video.generate", "eta": soon(3600), "parking": facts} | headers
+    broker.publish([[], {"order_id": "7"}, {}], headers=headers)
+
+
+@pytest.mark.parametrize("reason", ["Pending", "OutcomeUnknown"])
+def test_a_job_that_waits_for_news_is_woken_by_them(broker, parking, reason):
+    park(broker, reason)
+    worker = Worker(broker.connect(bell_timeout=0.1))
+    worker.rest()
+
+    assert parking.wake("job")
+    assert worker.get(1) == [[[], {"order_id": "7"}, {}]]
+    assert parking.get("job") is None
+
+
+@pytest.mark.parametrize(
+    "reason", ["RateLimited", "CircuitOpen", "Paused", "BillingExhausted", "NetworkError", ""]
+)
+def test_a_job_that_waits_for_something_else_keeps_its_place(broker, parking, reason):
+    park(broker, reason)
+    before = parking.get("job")
+
+    assert parking.wake("job")
+    assert parking.get("job") == before
+    assert before.due > time.time() + 3000
+
+
+def test_a_job_that_does_not_wait_is_not_woken(broker, parking):
+    assert not parking.wake("job")
+
+    park(broker, "Pending")
+    parking.release("job")
+    Worker(broker.connect(bell_timeout=0.1)).get(1)
+
+    assert not parking.wake("job")
+    assert broker.parked() == 0
+
+
+@pytest.mark.parametrize(("headers", "replays"), [({}, 0), ({"replays": 2}, 2)])
+def test_a_parked_job_says_how_often_it_was_sent_again(broker, parking, headers, replays):
+    park(broker, "Pending", **headers)
+    (job,) = parking.jobs()
+
+    assert (job.replays, job.kwargs, job.reason) == (replays, {"order_id": "7"}, "Pending")
 
 
 # -- order

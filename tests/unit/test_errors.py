@@ -10,7 +10,7 @@ import re
 import pytest
 
 from classifiers import errors
-from classifiers.errors import Duplicate, JobError, NotFound, UserError
+from classifiers.errors import Duplicate, JobError, NotFound, UserError, kinds
 
 OWN_FACTS = {Duplicate: {"existing_id": "42"}, UserError: {"reason": "bad_photo"}}
 FACTS = {
@@ -72,6 +72,17 @@ def test_the_drawn_tree_is_the_tree():
     }
 
     assert drawn() == real
+
+
+def test_kinds_are_a_class_and_all_below_it():
+    class PhotoError(UserError):
+        pass
+
+    class BlurredError(PhotoError):
+        pass
+
+    assert kinds(PhotoError) == [PhotoError, BlurredError]
+    assert {*defined().values(), PhotoError, BlurredError} <= set(kinds())
 
 
 @every_class

@@ -1,4 +1,4 @@
-"""What the five Bitrix tasks take and refuse, and how it goes on the wire."""
+"""What our tasks take and refuse, and how it goes on the wire."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kombu.utils.json import dumps, loads
 
-from classifiers.errors import InvalidData, MissingFields
+from classifiers.errors import InvalidData, MissingFields, kinds
 from config.settings import settings
-from tasks import app, bitrix
+from tasks import app, bitrix, telegram, video
+from tasks.base import Job
 from tasks.payloads import Fields, Id, Money, Payload, Timestamp
 
 TASKS = {
@@ -24,6 +25,17 @@ TASKS = {
     "create_contact": {"user_id": "7", "name": "Ann"},
     "update_contact": {"user_id": "7", "fields": {}},
     "handle_webhook": {"event": "ONCRMDEALUPDATE", "entity_id": "7", "ts": 1700000000},
+    "generate": {
+        "order_id": "7",
+        "user_id": "8",
+        "chat_id": "9",
+        "image_url": "https://shop.example.com/sofa.jpg",
+        "prompt": "The sofa turns",
+    },
+    "send": {"order_id": "7"},
+    "handle_press": {"callback_id": "1", "data": "again:x", "chat_id": "9", "message_id": "2"},
+    "handle_callback": {"generation": "c0ffee"},
+    "notify": {"chat_id": "9", "locale": "ru", "message": "system_error"},
 }
 SECRET = "hunter2"
 NAN, INF = float("nan"), float("inf")
@@ -39,7 +51,7 @@ def _configured():
         environment.setenv("REDIS_URL", "redis://nowhere.invalid:1/0")
         settings.cache_clear()
         for name in TASKS:
-            assert getattr(bitrix, name).name
+            assert payload(name).task
         yield
     settings.cache_clear()
     sys.modules.pop("celeryconfig", None)
@@ -47,7 +59,12 @@ def _configured():
 
 
 def payload(task: str) -> Payload:
-    return getattr(bitrix, task).payload
+    place = next(module for module in (bitrix, telegram, video) if hasattr(module, task))
+    return getattr(place, task).payload
+
+
+def wire_name(task: str) -> str:
+    return payload(task).task
 
 
 def write(task: str, **arguments):
@@ -74,7 +91,16 @@ ids = pytest.mark.parametrize(
         ("create_contact", "user_id"),
         ("update_contact", "user_id"),
         ("handle_webhook", "entity_id"),
+        ("generate", "order_id"),
+        ("generate", "user_id"),
+        ("generate", "chat_id"),
+        ("send", "order_id"),
+        ("handle_press", "chat_id"),
+        ("notify", "chat_id"),
     ],
+)
+amounts_of = pytest.mark.parametrize(
+    ("task", "name"), [("create_deal", "amount"), ("generate", "cost")]
 )
 with_fields = pytest.mark.parametrize(
     "task", ["create_deal", "update_deal", "create_contact", "update_contact"]
@@ -109,9 +135,10 @@ def test_an_id_is_kept_as_text(task, name, value, kept):
     ids=repr,
 )
 def test_what_is_no_id_is_refused(task, name, value):
-    assert refused(task, **{name: value}).startswith(f"bitrix.{task}: {name}: ")
+    assert refused(task, **{name: value}).startswith(f"{wire_name(task)}: {name}: ")
 
 
+@amounts_of
 @pytest.mark.parametrize(
     ("value", "kept"),
     [
@@ -125,23 +152,38 @@ def test_what_is_no_id_is_refused(task, name, value):
         (-0.0, "0.0"),
         (0.1 + 0.2, "0.3"),
         (3 * 19.99, "59.97"),
-        (99999999999999.98, "99999999999999.98"),
         ("1e3", "1000"),
-        ("9999999999999999.99", "9999999999999999.99"),
         (Decimal("12.50"), "12.50"),
-        (None, None),
     ],
     ids=repr,
 )
-def test_an_amount_is_kept_as_a_decimal(value, kept):
+def test_an_amount_is_kept_as_a_decimal(task, name, value, kept):
+    assert write(task, **{name: value})[name] == kept
+    assert read(task, **{name: value})[name] == Decimal(kept)
+
+
+@pytest.mark.parametrize(
+    ("value", "kept"),
+    [
+        (99999999999999.98, "99999999999999.98"),
+        ("9999999999999999.99", "9999999999999999.99"),
+    ],
+)
+def test_a_deal_may_be_worth_more_than_a_float_can_say(value, kept):
     assert write("create_deal", amount=value)["amount"] == kept
-    assert read("create_deal", amount=value)["amount"] == (None if kept is None else Decimal(kept))
+
+
+def test_a_deal_may_have_no_amount_and_a_video_costs_something():
+    assert write("create_deal", amount=None)["amount"] is None
+    assert read("create_deal", amount=None)["amount"] is None
+    assert refused("generate", cost=None).startswith("video.generate: cost: ")
 
 
 def test_an_amount_is_spelt_out_whoever_has_sent_it():
     assert str(read("create_deal", amount="1E+3")["amount"]) == "1000"
 
 
+@amounts_of
 @pytest.mark.parametrize(
     "value",
     [
@@ -150,8 +192,8 @@ def test_an_amount_is_spelt_out_whoever_has_sent_it():
     ],
     ids=repr,
 )
-def test_what_is_no_amount_is_refused(value):
-    assert refused("create_deal", amount=value).startswith("bitrix.create_deal: amount: ")
+def test_what_is_no_amount_is_refused(task, name, value):
+    assert refused(task, **{name: value}).startswith(f"{wire_name(task)}: {name}: ")
 
 
 @with_fields
@@ -244,13 +286,27 @@ def test_fields_nested_without_end_are_refused_in_a_few_words():
         ("create_contact", "phone", ["+7 (495) 123-45-67", "84951234567", None], ["none", "1"]),
         ("handle_webhook", "event", ["ONCRMDEALADD", "oncrmcontactdelete"], ["ONLEADADD", "", 7]),
         ("handle_webhook", "ts", [0, "1700000000"], [-1, "now", None, 1.5]),
+        (
+            "generate",
+            "image_url",
+            ["https://h/a.jpg", "http://127.0.0.1:8/a?b=1&c=%20", "https://хост/фото.jpg"],
+            [
+                *("", "h/a.jpg", "ftp://h/a.jpg", "file:///etc/passwd", "javascript:alert(1)"),
+                *("https://", "https:///a.jpg", "https://h/a b.jpg", "https://h/\n", None, 7),
+                "https://h/" + "a" * 2000,
+            ],
+        ),
+        ("generate", "prompt", ["A sofa", "Диван", "x" * 10_000], ["", " ", "x" * 10_001, None]),
+        ("generate", "locale", ["ru", "en-GB", "pt_BR", "zh-Hans-CN"], ["", "r", "ru RU", None]),
+        ("notify", "message", ["system_error"], ["", "System error", "a" * 51, None]),
+        ("handle_press", "data", ["again:x", "", "?"], ["x" * 65, None, 7]),
     ],
 )
 def test_texts_are_checked_too(task, name, good, bad):
     for value in good:
         assert name in write(task, **{name: value})
     for value in bad:
-        assert refused(task, **{name: value}).startswith(f"bitrix.{task}: {name}: ")
+        assert refused(task, **{name: value}).startswith(f"{wire_name(task)}: {name}: ")
 
 
 @pytest.mark.parametrize(
@@ -259,15 +315,18 @@ def test_texts_are_checked_too(task, name, good, bad):
         ("create_deal", "title", "  Sofa ", "Sofa"),
         ("create_contact", "email", " ann@example.org ", "ann@example.org"),
         ("handle_webhook", "event", "oncrmdealupdate", "ONCRMDEALUPDATE"),
+        ("generate", "prompt", " The sofa\nturns ", "The sofa\nturns"),
     ],
 )
 def test_texts_are_tidied(task, name, value, kept):
     assert write(task, **{name: value})[name] == kept
 
 
-@pytest.mark.parametrize(("task", "name"), [("create_deal", "title"), ("create_contact", "name")])
+@pytest.mark.parametrize(
+    ("task", "name"), [("create_deal", "title"), ("create_contact", "name"), ("generate", "prompt")]
+)
 def test_a_text_that_cannot_be_written_is_refused(task, name):
-    assert refused(task, **{name: "So\ud83dfa"}).startswith(f"bitrix.{task}: {name}: ")
+    assert refused(task, **{name: "So\ud83dfa"}).startswith(f"{wire_name(task)}: {name}: ")
 
 
 # -- all arguments together
@@ -302,6 +361,11 @@ def test_a_text_that_cannot_be_written_is_refused(task, name):
         ),
         ("update_contact", {"user_id": "7", "fields": {}, "updated_at": None}),
         ("handle_webhook", {"event": "ONCRMDEALUPDATE", "entity_id": "7", "ts": 1700000000}),
+        ("generate", {**TASKS["generate"], "cost": "1", "locale": "ru"}),
+        ("send", {"order_id": "7"}),
+        ("handle_press", TASKS["handle_press"]),
+        ("handle_callback", {"generation": "c0ffee", "task_id": None}),
+        ("notify", {**TASKS["notify"], "token": "", "facts": {}}),
     ],
 )
 def test_the_least_a_task_takes_and_what_it_makes_of_it(task, written):
@@ -317,7 +381,7 @@ def test_a_required_argument_that_is_missing_is_named(task, name):
     with pytest.raises(MissingFields) as caught:
         payload(task).write((), least)
 
-    assert str(caught.value) == f"bitrix.{task}: {name}: is missing"
+    assert str(caught.value) == f"{wire_name(task)}: {name}: is missing"
 
 
 def test_missing_and_wrong_together_are_wrong():
@@ -389,6 +453,17 @@ def test_a_refusal_of_many_values_stays_short():
     assert len(told) < 1000
 
 
+@pytest.mark.parametrize("task", ["generate", "send"])
+@pytest.mark.parametrize("kind", kinds(), ids=lambda kind: kind.__name__)
+def test_a_compensation_takes_what_it_is_told_of_any_end(task, kind):
+    operation = getattr(video, task)
+    amends = operation.amends(kind, Job("j1", replays=2), write(task), "photo_too_dark")
+    told = video.make_good.payload.read((), loads(dumps(amends)))
+
+    assert told == amends
+    assert told["payload"] == write(task)
+
+
 def test_every_body_gets_fields_of_its_own():
     first, second = read("create_deal")["fields"], read("create_deal")["fields"]
     first["TITLE"] = "changed"
@@ -405,6 +480,8 @@ def test_every_body_gets_fields_of_its_own():
         ),
         ("create_contact", {"user_id": "7", "updated_at": None}),
         ("handle_webhook", {"entity_id": "7"}),
+        ("generate", {"order_id": "7", "user_id": "8", "chat_id": "9"}),
+        ("notify", {"chat_id": "9"}),
     ],
 )
 def test_a_monitor_sees_ids_and_times_and_no_persons_words(task, shown):

@@ -10,20 +10,25 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from classifiers import errors
-from classifiers.errors import JobError
+from classifiers.errors import JobError, kinds
 from config.history import History
 from config.policies import (
     DAY,
+    LATE_AFTER,
+    LATE_ATTEMPTS,
     MONTH,
-    PATIENT,
+    PAID,
     POLICIES,
     TASKS,
     Action,
     Backoff,
     Defaults,
     Notify,
+    Policy,
     decide,
     final,
+    is_late,
+    patient,
     retried,
     row_for,
 )
@@ -35,10 +40,9 @@ FRESH = History()
 USUAL = Defaults()
 
 
-def tree(kind: type[JobError] = JobError) -> list[type[JobError]]:
+def tree() -> list[type[JobError]]:
     """Every class of classifiers/errors.py; a test that makes up one of its own adds none."""
-    own = [kind] if kind.__module__ == JobError.__module__ else []
-    return [*own, *(deeper for sub in kind.__subclasses__() for deeper in tree(sub))]
+    return [kind for kind in kinds() if kind.__module__ == JobError.__module__]
 
 
 def build(kind: type[JobError], **facts) -> JobError:
@@ -71,7 +75,9 @@ def actions(error, times, **options):
 
 
 every_class = pytest.mark.parametrize("kind", tree(), ids=lambda kind: kind.__name__)
-task_names = ["", "video.generate", *TASKS]
+task_names = ["", *TASKS]
+# Those that somebody has paid for.
+every_video = pytest.mark.parametrize("task", ["video.generate", "video.send"])
 
 
 # -- DESIGN 4, row by row
@@ -129,13 +135,32 @@ def test_a_deal_has_no_duplicates_to_adopt():
     ]
 
 
-@pytest.mark.parametrize("task", task_names)
+@pytest.mark.parametrize(
+    "task", [task for task in task_names if task not in {"video.send", "video.make_good"}]
+)
 @pytest.mark.parametrize("kind", [errors.NetworkError, errors.ServiceUnavailable])
 def test_an_upstream_that_is_down_is_asked_again_five_times(kind, task):
     decisions, _ = run(kind(), 6, task=task)
 
     assert [d.action for d in decisions] == [Action.RETRY] * 5 + [Action.DEAD_LETTER]
     assert [d.delay for d in decisions[:5]] == [1, 2, 4, 8, 16]
+
+
+@pytest.mark.parametrize("kind", [errors.NetworkError, errors.DatabaseError, errors.Unclassified])
+def test_credits_are_given_back_even_if_our_database_is_away_for_most_of_a_day(kind):
+    decisions, _ = run(kind(), 280, task="video.make_good")
+
+    assert {d.action for d in decisions} == {Action.RETRY}
+    assert sum(d.delay for d in decisions) > 22 * 3600
+
+
+@pytest.mark.parametrize(
+    "kind", [errors.NetworkError, errors.ServiceUnavailable, errors.InternalError]
+)
+def test_a_video_is_sent_again_three_times(kind):
+    decided = actions(kind(), 4, task="video.send")
+
+    assert decided == [Action.RETRY] * 3 + [Action.DEAD_LETTER]
 
 
 def test_the_jitter_of_a_back_off_only_adds():
@@ -224,12 +249,54 @@ def test_what_a_person_has_closed_may_stay_closed_over_a_weekend(kind):
     assert actions(kind(), 1, history=History(waited={kind.__name__: MONTH})) == ["dead_letter"]
 
 
+@every_video
+@pytest.mark.parametrize("kind", PAID, ids=lambda kind: kind.__name__)
+def test_who_has_paid_waits_a_day_in_all_whoever_has_closed_the_gate(kind, task):
+    half = History(waited={kind.__name__: DAY / 2})
+    day = History(waited={kind.__name__: DAY / 2, "RateLimited": DAY / 2})
+
+    assert actions(kind(), 1, task=task, history=half) == ["park"]
+    assert actions(kind(), 1, task=task, history=day) == ["dead_letter"]
+    assert actions(errors.RateLimited(), 1, task=task, history=day) == ["dead_letter"]
+
+
+@pytest.mark.parametrize("kind", PAID, ids=lambda kind: kind.__name__)
+def test_a_row_for_who_has_paid_differs_in_its_patience_alone(kind):
+    usual, paid = POLICIES[kind], PAID[kind]
+
+    assert (usual.budget, paid.budget, paid.notify) == (MONTH, DAY, Notify.LATE)
+    assert (paid.action, paid.backoff) == (usual.action, usual.backoff)
+    assert (paid.level, paid.alert) == (usual.level, usual.alert)
+
+
+@every_class
+@every_video
+def test_nobody_who_has_paid_waits_for_a_month(kind, task):
+    assert row_for(kind, task)[1].budget <= DAY
+    assert not patient(task)
+
+
 def test_an_unknown_outcome_is_reconciled_before_anything_else():
     decisions, _ = run(errors.OutcomeUnknown(), 6)
 
     assert [d.action for d in decisions] == [Action.RECONCILE] * 5 + [Action.DEAD_LETTER]
     assert decisions[0].delay >= 5
     assert not decisions[0].policy.refund
+
+
+def test_a_generation_in_doubt_is_looked_for_and_paid_back_in_the_end():
+    decisions, _ = run(errors.OutcomeUnknown(), 6, task="video.generate")
+
+    assert [d.action for d in decisions] == [Action.RECONCILE] * 5 + [Action.DEAD_LETTER]
+    assert decisions[5].policy.refund
+
+
+@pytest.mark.parametrize("task", ["video.send", "telegram.notify"])
+def test_what_may_have_reached_a_user_is_left_to_a_person_at_once(task):
+    decision = decide(errors.OutcomeUnknown(), FRESH, task)
+
+    assert decision.action is Action.DEAD_LETTER
+    assert not decision.policy.refund
 
 
 def test_an_unknown_outcome_waits_until_looking_will_tell():
@@ -278,18 +345,115 @@ def test_an_empty_account_is_waited_for_half_an_hour():
     assert decided == [Action.PARK] * 30 + [Action.DEAD_LETTER]
 
 
+@pytest.mark.parametrize("scale", [0.01, 10.0])
+def test_a_bound_of_less_than_a_day_is_scaled_with_the_waits_in_it(scale):
+    decided = actions(errors.BillingExhausted(), 31, defaults=Defaults(time_scale=scale))
+
+    assert decided == [Action.PARK] * 30 + [Action.DEAD_LETTER]
+
+
+@pytest.mark.parametrize("scale", [0.01, 10.0])
+def test_a_day_is_a_day_at_any_scale(scale):
+    decided = actions(errors.RateLimited(retry_after=900), 97, defaults=Defaults(time_scale=scale))
+
+    assert decided == [Action.PARK] * 96 + [Action.DEAD_LETTER]
+
+
 def test_an_empty_account_has_its_half_hour_whatever_was_waited_for_before():
     history = History(waited={"RateLimited": 7200.0})
 
     assert actions(errors.BillingExhausted(), 1, history=history) == ["park"]
 
 
-def test_the_end_user_hears_of_their_own_mistake_at_once():
-    decision = decide(errors.UserError(reason="bad_photo"), FRESH)
+@every_video
+def test_the_end_user_hears_of_their_own_mistake_and_gets_the_credits_back(task):
+    decision = decide(errors.UserError(reason="bad_photo"), FRESH, task)
 
-    assert decision.action is Action.DEAD_LETTER
-    assert (decision.policy.notify, decision.policy.refund) == (Notify.NOW, True)
+    assert (decision.action, decision.policy.outcome) == (Action.SKIP, "refunded")
+    assert (decision.policy.notify, decision.policy.refund) == (Notify.END, True)
     assert decision.policy.level < logging.WARNING
+
+
+@pytest.mark.parametrize(
+    ("task", "outcome"),
+    [("telegram.notify", "undeliverable"), ("video.handle_press", "declined")],
+)
+def test_a_user_who_cannot_be_reached_is_no_dead_letter(task, outcome):
+    decision = decide(errors.UserError(reason="recipient_unreachable"), FRESH, task)
+
+    assert (decision.action, decision.policy.outcome) == (Action.SKIP, outcome)
+
+
+def test_a_users_mistake_where_no_user_is_expected_is_a_dead_letter():
+    assert actions(errors.UserError(reason="bad_photo"), 1, task="bitrix.create_deal") == [
+        "dead_letter"
+    ]
+
+
+@pytest.mark.parametrize("task", ["video.send", "telegram.notify"])
+def test_a_chat_that_has_a_new_id_is_followed(task):
+    assert actions(errors.Duplicate(existing_id="-100"), 1, task=task) == ["adopt"]
+
+
+@every_class
+def test_credits_go_back_unless_it_may_have_arrived(kind):
+    kept = {task for task in task_names if not row_for(kind, task)[1].refund}
+
+    assert kept == ({*task_names} - {"video.generate"} if kind is errors.OutcomeUnknown else set())
+
+
+@every_class
+@every_video
+def test_who_has_paid_hears_of_every_end(kind, task):
+    assert row_for(kind, task)[1].notify is not Notify.NEVER
+
+
+# What takes time and passes by itself, or when a person opens what is closed.
+LATE = {
+    *kinds(errors.Retryable),
+    *kinds(errors.Waiting),
+    *(errors.OutcomeUnknown, errors.Unauthorized, errors.Blocked, errors.NotConfigured),
+}
+
+
+@every_class
+def test_who_waits_for_a_video_is_asked_for_patience_while_it_may_still_come(kind):
+    asked = row_for(kind, "video.generate")[1].notify is Notify.LATE
+
+    assert asked == (kind in LATE)
+
+
+@pytest.mark.parametrize(
+    ("failures", "waited", "late"),
+    [
+        (0, 0.0, False),
+        (LATE_ATTEMPTS - 1, LATE_AFTER - 1, False),
+        (LATE_ATTEMPTS, 0.0, True),
+        (0, LATE_AFTER, True),
+        (LATE_ATTEMPTS + 1, LATE_AFTER + 1, True),
+    ],
+    ids=["at once", "just before", "after failures", "after time", "after both"],
+)
+def test_a_user_is_asked_for_patience_when_it_is_late(failures, waited, late):
+    policy = Policy(Action.PARK, notify=Notify.LATE)
+
+    assert is_late(policy, failures, waited, USUAL) == late
+
+
+@pytest.mark.parametrize("notify", [Notify.NEVER, Notify.END])
+def test_not_everything_that_is_late_is_told(notify):
+    assert not is_late(Policy(Action.RETRY, notify=notify), LATE_ATTEMPTS, LATE_AFTER, USUAL)
+
+
+def test_what_is_late_is_scaled_like_the_waits():
+    policy, quick = Policy(Action.RETRY, notify=Notify.LATE), Defaults(time_scale=0.01)
+
+    assert is_late(policy, 0, LATE_AFTER * 0.01, quick)
+    assert not is_late(policy, 0, LATE_AFTER * 0.01 - 0.1, quick)
+
+
+def test_late_is_five_failures_or_ten_minutes():
+    assert (LATE_ATTEMPTS, LATE_AFTER) == (5, 600)
 
 
 @pytest.mark.parametrize("kind", [errors.CircuitOpen, errors.Paused, errors.CredentialHeld])
@@ -307,6 +471,17 @@ def test_a_pending_result_is_looked_for_more_and_more_seldom():
 
 def test_a_pending_result_is_looked_for_no_later_than_it_will_be_there():
     assert delays(errors.Pending(retry_after=5), 5) == [1, 2, 4, 5, 5]
+
+
+def test_a_video_is_looked_for_when_it_is_time_to():
+    assert delays(errors.Pending(retry_after=120), 3, task="video.generate") == [120] * 3
+    assert delays(errors.Pending(), 6, task="video.generate") == [5, 10, 20, 40, 60, 60]
+
+
+def test_a_callback_waits_but_for_a_moment():
+    first, *_, last = delays(errors.Pending(), 20, task="video.handle_callback")
+
+    assert (first, last) == (0.2, 5)
 
 
 def test_something_else_in_between_starts_the_curve_of_a_wait_anew():
@@ -336,6 +511,7 @@ def test_only_the_root_leaves_its_row_to_classes_that_fail_for_good():
         errors.NotFound,
         errors.BusinessRule,
         errors.Duplicate,
+        errors.Cancelled,
     }
 
 
@@ -392,13 +568,13 @@ def test_what_comes_back_skips_or_adopts_in_some_task_is_not_final(kind, task):
     assert issubclass(kind, retried())
 
 
-def test_the_user_errors_are_final():
-    assert set(final()) & set(tree()) == {errors.UserError}
+def test_only_what_a_person_has_ended_is_final_everywhere():
+    assert set(final()) & set(tree()) == {errors.Cancelled}
 
 
 # -- whatever happens
 
-kinds = st.sampled_from(tree())
+any_kind = st.sampled_from(tree())
 returning = st.sampled_from([kind for kind in tree() if row_for(kind)[1].action in COMES_BACK])
 timed_waits = st.sampled_from(
     [
@@ -437,7 +613,7 @@ chances = st.floats(0, 1)
 tasks = st.sampled_from(task_names)
 
 
-@given(kinds, seconds, histories, tasks, defaults, chances)
+@given(any_kind, seconds, histories, tasks, defaults, chances)
 @example(errors.RateLimited, 0.0, FRESH, "", Defaults(), 0.0)
 @example(errors.Pending, 0.0, FRESH, "", Defaults(), 0.0)
 @example(errors.RateLimited, -5.0, FRESH, "", Defaults(), 0.0)
@@ -491,6 +667,7 @@ def test_the_time_scale_multiplies_what_is_ours(kind, history, task, scale, chan
 def test_the_time_scale_leaves_alone_what_an_upstream_asked(kind, asked, history, task, scale):
     error = build(kind, retry_after=asked)
     decision = decide(error, history, task, Defaults(time_scale=scale))
+    assume(decision.action in COMES_BACK)
 
     assert decision.delay == asked
 
@@ -515,7 +692,7 @@ def test_a_wait_spends_no_attempt_and_a_retry_spends_one(kind, asked, history, t
     ) or (decision.delay < 1e-6)
 
 
-@given(st.lists(st.tuples(kinds, st.none() | st.floats(0, DAY)), max_size=30), tasks)
+@given(st.lists(st.tuples(any_kind, st.none() | st.floats(0, DAY)), max_size=30), tasks)
 def test_no_job_waits_longer_than_a_day_in_all_unless_a_person_closed_the_gate(failures, task):
     history = FRESH
     for kind, asked in failures:
@@ -531,7 +708,7 @@ def test_no_job_waits_longer_than_a_day_in_all_unless_a_person_closed_the_gate(f
             at=0.0,
         )
 
-    assert history.waited_in_all(but=PATIENT) <= DAY + 1e-6
+    assert history.waited_in_all(but=patient(task)) <= DAY + 1e-6
 
 
 @given(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from classifiers import errors
 from config import policy_page
-from config.policies import POLICIES, TASKS, Action, Notify, row_for
+from config.policies import POLICIES, TASKS, Action, Backoff, Notify, row_for
 
 ROOT = Path(__file__).parents[2]
 COMMAND = "python -m config.policy_page > docs/failures.md"
@@ -21,6 +22,14 @@ def rows() -> dict[str, list[str]]:
     lines = [line for line in policy_page.page().splitlines() if line.startswith("| ")]
     cells = [line.strip("| ").split(" | ") for line in lines[1 : 1 + len(tree())]]
     return {cell[0].split("`")[1]: cell for cell in cells}
+
+
+def task_rows(task: str) -> dict[str, list[str]]:
+    """The lines of a task's own table by the name of their class."""
+    _, _, below = policy_page.page().partition(f"### {task}\n")
+    lines = [line for line in below.partition("\n#")[0].splitlines() if line.startswith("| `")]
+    cells = [line.strip("| ").split(" | ") for line in lines]
+    return {cell[0].strip("`"): cell for cell in cells}
 
 
 def tree() -> list[str]:
@@ -88,11 +97,12 @@ def test_every_row_has_all_columns():
         ("NotFound", "retries", "none"),
         ("NotFound", "first waits", "–"),
         ("Unclassified", "meaning", "Nothing matched."),
-        ("Unclassified", "told", "user: once, after 5 attempts or 10 minutes; operator: alert"),
-        ("UserError", "told", "user: at once"),
+        ("Unclassified", "told", "user: if late, and at the end; operator: alert"),
+        ("UserError", "told", "user: at the end"),
+        ("UserError", "then", "refund"),
         ("UserError", "log", "info"),
-        ("CircuitOpen", "told", "nobody"),
-        ("OutcomeUnknown", "then", "dead letter"),
+        ("CircuitOpen", "told", "user: if late, and at the end"),
+        ("OutcomeUnknown", "then", "dead letter, no refund"),
         ("Fatal", "retries", "3"),
         ("Fatal", "log", "critical"),
     ],
@@ -105,17 +115,51 @@ def test_a_pending_result_is_said_to_be_looked_for_sooner():
     assert rows()["Pending"][4].endswith("sooner if a sooner time is named")
 
 
-def test_every_row_of_a_task_stands_on_the_page():
-    page = policy_page.page()
+@pytest.mark.parametrize("task", TASKS)
+def test_every_row_of_a_task_stands_on_the_page(task):
+    shown = task_rows(task)
 
-    for task, policies in TASKS.items():
-        for kind, row in policies.items():
-            line = next(
-                x for x in page.splitlines() if x.startswith(f"| `{task}` | `{kind.__name__}`")
-            )
+    assert list(shown) == [kind.__name__ for kind in TASKS[task]]
+    assert {len(cells) for cells in shown.values()} == {len(policy_page.TASK_COLUMNS)}
+    for kind, row in TASKS[task].items():
+        cells = dict(zip(policy_page.TASK_COLUMNS, shown[kind.__name__], strict=True))
 
-            assert policy_page.ACTIONS[row.action] in line
-            assert row.outcome in line
+        assert cells["what we do"] == policy_page.ACTIONS[row.action]
+        assert row.outcome in cells["then"]
+        assert cells["log"] == policy_page.level(row)
+
+
+@pytest.mark.parametrize(
+    ("task", "name", "column", "text"),
+    [
+        ("video.generate", "UserError", "what we do", "end it as done"),
+        ("video.generate", "UserError", "then", "result `refunded`, refund"),
+        ("video.generate", "UserError", "told", "user: at the end"),
+        ("video.generate", "Paused", "retries", "any number, 24 h in all"),
+        ("video.generate", "Paused", "told", "user: if late, and at the end"),
+        ("video.generate", "Blocked", "told", "user: if late, and at the end; operator: alert"),
+        ("video.generate", "OutcomeUnknown", "then", "dead letter, refund"),
+        ("video.send", "Retryable", "retries", "3"),
+        ("video.send", "Retryable", "then", "dead letter, refund"),
+        ("video.send", "OutcomeUnknown", "what we do", "dead letter"),
+        ("video.send", "OutcomeUnknown", "then", "no refund"),
+        ("video.send", "OutcomeUnknown", "told", "user: at the end"),
+        ("video.send", "Duplicate", "then", "–"),
+        ("video.send", "Duplicate", "told", "nobody"),
+        ("telegram.notify", "UserError", "then", "result `undeliverable`"),
+        ("telegram.notify", "OutcomeUnknown", "then", "–"),
+        ("telegram.notify", "OutcomeUnknown", "told", "nobody"),
+        ("video.handle_callback", "Pending", "then", "dead letter"),
+        ("bitrix.update_deal", "NotFound", "then", "result `target_gone`"),
+        ("bitrix.update_deal", "NotFound", "told", "nobody"),
+    ],
+)
+def test_a_cell_of_a_task_says_what_its_row_says(task, name, column, text):
+    assert task_rows(task)[name][policy_page.TASK_COLUMNS.index(column)] == text
+
+
+def test_when_a_user_is_asked_for_patience_is_said_once():
+    assert policy_page.page().count("after 5 failures or 10 minutes") == 1
 
 
 def test_there_are_words_for_everything_the_table_can_say():
@@ -128,6 +172,17 @@ def test_a_changed_row_changes_the_page(monkeypatch):
     row = row_for(errors.InvalidData)[1]
     changed = {**POLICIES, errors.InvalidData: type(row)(row.action, attempts=2)}
     monkeypatch.setattr("config.policies.POLICIES", changed)
+
+    assert policy_page.page() != before
+
+
+@pytest.mark.parametrize(
+    ("task", "kind"), [("video.send", errors.Retryable), ("bitrix.update_deal", errors.NotFound)]
+)
+def test_a_changed_row_of_a_task_changes_the_page(monkeypatch, task, kind):
+    before = policy_page.page()
+    changed = replace(TASKS[task][kind], backoff=Backoff(7.0), outcome="changed")
+    monkeypatch.setitem(TASKS, task, {**TASKS[task], kind: changed})
 
     assert policy_page.page() != before
 

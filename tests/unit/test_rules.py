@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import os
 import pickle
 import subprocess
@@ -14,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from classifiers.errors import Duplicate, JobError, UserError
+from classifiers.errors import Duplicate, UserError, kinds
 from clients import bitrix as portal
 from clients import coalescing
-from config import policies, services
-from config.policies import DAY, MONTH, POLICIES, TASKS, Action, row_for
+from config import messages, services
+from config.policies import DAY, LATE_AFTER, MONTH, PAID, POLICIES, TASKS, Action, row_for
 from config.settings import Settings
 from storage import database
 
@@ -149,9 +150,7 @@ def test_nobody_prints_where_a_log_is_read():
 # -- errors and policies
 
 
-@pytest.mark.parametrize(
-    "kind", [JobError, *policies._tree(JobError)], ids=lambda kind: kind.__name__
-)
+@pytest.mark.parametrize("kind", kinds(), ids=lambda kind: kind.__name__)
 def test_every_error_travels_with_its_facts_and_has_a_policy(kind):
     own = {Duplicate: {"existing_id": "7"}, UserError: {"reason": "bad_photo"}}.get(kind, {})
     error = kind(
@@ -176,14 +175,20 @@ def test_every_wait_fits_into_its_budget_and_every_budget_into_a_day_or_a_person
 REPORT = """
 import inspect
 import json
+from classifiers.errors import JobError, kinds
 from tasks import app
-from tasks.base import Operation
+from tasks.base import Job, Operation
 app.loader.import_default_modules()
 app.finalize()
+from tasks.telegram import BUTTONS
+from tasks.video import message_for
 operations = {
     name: {
         "body": inspect.unwrap(task.run).__module__ + "." + inspect.unwrap(task.run).__name__,
         "adopts": task.adopt is not None,
+        "asks_for_patience": task.ask_for_patience is not None,
+        "compensation": task.compensation,
+        "amends": list(task.amends(JobError, Job("7"), {})),
         "queue": app.amqp.router.route({}, name)["queue"].name,
         "schema": task.payload.model.model_json_schema(mode="serialization"),
         "arguments": [
@@ -193,8 +198,13 @@ operations = {
     }
     for name, task in app.tasks.items() if isinstance(task, Operation)
 }
-plain = [name for name, task in app.tasks.items() if not isinstance(task, Operation)]
-print(json.dumps({"operations": operations, "plain": plain, "queues": list(app.amqp.queues)}))
+print(json.dumps({
+    "operations": operations,
+    "plain": [name for name, task in app.tasks.items() if not isinstance(task, Operation)],
+    "queues": list(app.amqp.queues),
+    "buttons": {message: label for message, (label, _) in BUTTONS.items()},
+    "reported": [message_for(name, k.__name__, k.category) for name in operations for k in kinds()],
+}))
 """
 
 
@@ -263,11 +273,62 @@ def test_every_task_that_adopts_knows_how(registered):
         assert registered["operations"][name]["adopts"] == adopts, name
 
 
+def compensated(registered) -> dict[str, dict]:
+    """Each task that has a compensation, with that."""
+    operations = registered["operations"]
+    return {
+        name: operations[task["compensation"]]
+        for name, task in operations.items()
+        if task["compensation"]
+    }
+
+
+def test_every_compensation_is_a_task_that_takes_what_it_is_told(registered):
+    for name, compensation in compensated(registered).items():
+        told = registered["operations"][name]["amends"]
+
+        assert set(compensation["schema"]["properties"]) == set(told), name
+        assert set(compensation["schema"]["required"]) <= set(told), name
+
+
+def test_no_compensation_needs_one_itself(registered):
+    assert not [name for name, task in compensated(registered).items() if task["compensation"]]
+
+
+def test_what_is_paid_for_is_made_good_and_nobody_else_waits_like_it(registered):
+    paid = {name for name, rows in TASKS.items() if PAID.items() <= rows.items()}
+
+    assert paid == set(compensated(registered))
+
+
+def test_only_who_has_paid_is_asked_for_patience(registered):
+    asking = {name for name, task in registered["operations"].items() if task["asks_for_patience"]}
+
+    assert asking <= set(compensated(registered))
+    assert "video.generate" in asking
+
+
 def test_every_task_has_a_queue_and_every_queue_an_upstream(registered):
     routed = {task["queue"] for task in registered["operations"].values()}
 
     assert routed <= set(registered["queues"])
     assert set(registered["queues"]) == set(Settings().queues)
+    assert set(registered["queues"]) <= {service.name for service in SERVICES}
+
+
+def test_every_task_is_in_the_queue_of_whom_it_calls(registered):
+    names = registered["operations"].items()
+    queues = {name: task["queue"] for name, task in names if not name.startswith("bitrix.")}
+
+    assert queues == {
+        "video.generate": "kie",
+        "video.handle_callback": "kie",
+        "video.make_good": "kie",
+        "video.send": "telegram",
+        "video.handle_press": "telegram",
+        "telegram.notify": "telegram",
+    }
+    assert {task["queue"] for name, task in names if name.startswith("bitrix.")} == {"bitrix"}
 
 
 def test_task_bodies_do_not_catch():
@@ -301,12 +362,83 @@ def test_task_bodies_hold_no_numbers():
         assert numbers == []
 
 
+# -- what users read
+
+
+def literal(module: str, node: ast.expr) -> Iterator[str]:
+    """The text of *node*: a literal, or one that the module gives a name."""
+    if isinstance(node, ast.Name):
+        for statement in SOURCES[module].body:
+            if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == node.id:
+                yield from literal(module, statement.value)
+    elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+        yield node.value
+
+
+def given(beginning: str, place: int, keyword: str = "") -> set[str]:
+    """The texts that calls with this *beginning* pass on, at this place or by this keyword."""
+    return {
+        text
+        for module, tree in SOURCES.items()
+        for call in ast.walk(tree)
+        if isinstance(call, ast.Call) and ast.unparse(call).startswith(beginning)
+        for node in [
+            *call.args[place : place + 1],
+            *(each.value for each in call.keywords if each.arg == keyword),
+        ]
+        for text in literal(module, node)
+    }
+
+
+def answers() -> set[str]:
+    """What is said to somebody who presses a button."""
+    words = {
+        node.value for node in ast.walk(SOURCES["tasks.video"]) if isinstance(node, ast.Constant)
+    }
+    return {word for word in words if isinstance(word, str) and word.startswith("press_")}
+
+
+REASONS = {
+    *given("_user(", 0),
+    *given("Meaning(UserError", 1),
+    *given("UserError(", 1, "reason"),
+}
+
+
+def test_every_word_to_a_user_has_a_text_and_no_text_is_left_over(registered):
+    told = {
+        *REASONS - {"recipient_unreachable"},  # whom it is about would not read it
+        *registered["buttons"],
+        *registered["buttons"].values(),
+        *registered["reported"],
+        *given("inform(", 2),
+        *given("messages.text(", 0),
+        *answers(),
+    }
+
+    assert told == set(messages._language("en").texts) == set(messages._language("ru").texts)
+
+
+def test_whoever_cannot_be_reached_is_told_nothing():
+    assert "recipient_unreachable" in REASONS
+    assert not messages.has("recipient_unreachable")
+
+
 # -- numbers that have to agree
 
+BUILDERS = (services.bitrix, services.kie, services.kie_queries, services.telegram)
+SERVICES = [build(Settings()) for build in BUILDERS]
+BITRIX, KIE, KIE_QUERIES, TELEGRAM = SERVICES
 
-@pytest.fixture(params=[services.bitrix(Settings())], ids=lambda service: service.name)
+
+@pytest.fixture(params=SERVICES, ids=lambda service: service.name)
 def service(request) -> services.Service:
     return request.param
+
+
+def test_every_upstream_has_a_gate_of_its_own():
+    assert [service.name for service in services.services()] == [s.name for s in SERVICES]
+    assert len({service.name for service in SERVICES}) == len(SERVICES)
 
 
 def test_a_lease_outlives_every_call_it_covers(service):
@@ -318,15 +450,46 @@ def test_a_lease_outlives_every_call_it_covers(service):
     assert service.lease > called + database.PATIENCE  # and the way back to the database
 
 
-def test_a_request_may_take_as_long_as_the_portal_gives_it(service):
-    assert service.read_timeout > 60  # UPSTREAMS 1.1
+def test_a_request_may_take_as_long_as_the_upstream_gives_it():
+    assert BITRIX.read_timeout > 60  # UPSTREAMS 1.1
+    assert TELEGRAM.read_timeout >= 60  # UPSTREAMS 3.4: generous, for uploads
 
 
-def test_a_wait_for_a_predecessor_is_shorter_than_a_lease(service):
-    assert service.lease > services.PREDECESSOR_GRACE
+def test_a_wait_for_a_predecessor_is_shorter_than_a_lease():
+    assert BITRIX.lease > services.PREDECESSOR_GRACE
+
+
+@pytest.mark.parametrize(
+    ("service", "seconds", "most"),
+    [
+        pytest.param(KIE, 10 + 1, 20, id="kie"),  # UPSTREAMS 2.1; a second for calls that bunch
+        pytest.param(KIE_QUERIES, 1, 10, id="kie-queries"),  # UPSTREAMS 2.1
+        pytest.param(TELEGRAM, 1, 30, id="telegram"),  # UPSTREAMS 3.2
+    ],
+)
+def test_no_span_of_time_holds_more_requests_than_an_upstream_takes(service, seconds, most):
+    assert math.floor(service.rate * seconds) + service.burst <= most
+
+
+def test_a_chat_gets_no_more_messages_than_telegram_takes():
+    assert services.PRIVATE_PACE > 1  # UPSTREAMS 3.2
+    assert 60 / services.GROUP_PACE < 20
+    assert TELEGRAM.max_wait > services.PRIVATE_PACE  # a second message needs no second run
+
+
+def test_a_generation_is_given_up_when_it_is_old_and_not_before():
+    assert 600 <= services.GENERATION_DEADLINE <= 900  # UPSTREAMS 2.1
+    assert services.VISIBLE_WITHIN >= 90  # UPSTREAMS 2.2
+    assert services.VISIBLE_WITHIN + services.POLL_SLOWLY < services.GENERATION_DEADLINE
+    assert services.CALLED_BACK_WITHIN >= services.GENERATION_DEADLINE
+    assert KIE.lease < services.CALLED_BACK_WITHIN
+
+
+def test_a_user_hears_of_a_slow_generation_before_it_is_given_up():
+    assert LATE_AFTER + services.POLL_SLOWLY < services.GENERATION_DEADLINE
 
 
 def test_a_batch_fits_what_a_portal_takes():
-    assert services.bitrix(Settings()).ops_per_permit <= portal.PAGE
+    assert BITRIX.ops_per_permit <= portal.PAGE
     assert 2 * portal.FINDS <= portal.PAGE
     assert portal.OPERATING_PAUSE < portal.OPERATING_WINDOW < DAY

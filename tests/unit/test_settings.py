@@ -74,6 +74,15 @@ def refusal(environment, **chosen: str) -> str:
         ("RETRY_TIME_SCALE", "nan"),
         ("RETRY_TIME_SCALE", "inf"),
         ("RETRY_TIME_SCALE", "-1"),
+        ("KIE_BASE_URL", SECRET),
+        ("KIE_RATE", "0"),
+        ("KIE_RATE", "inf"),
+        ("KIE_QUERY_RATE", "-1"),
+        ("TELEGRAM_BOT_TOKEN", f"123456:{SECRET}/getMe"),
+        ("TELEGRAM_BOT_TOKEN", f"123456:{SECRET} x"),
+        ("TELEGRAM_BASE_URL", f"https://api.telegram.org/bot?{SECRET}"),
+        ("TELEGRAM_RATE", "0"),
+        ("PUBLIC_URL", f"jobs.example.com/{SECRET}"),
         ("KEEP_RESULTS", SECRET),
         ("WORKER_THREADS", "0"),
     ],
@@ -219,6 +228,73 @@ def test_what_is_no_webhook_is_refused_with_an_example(environment, value):
     assert SECRET not in told
 
 
+# -- KIE.AI and Telegram
+
+base_urls = pytest.mark.parametrize("name", ["KIE_BASE_URL", "TELEGRAM_BASE_URL", "PUBLIC_URL"])
+
+
+@base_urls
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("https://api.kie.ai", "https://api.kie.ai"),
+        ("https://api.kie.ai/", "https://api.kie.ai"),
+        (" https://api.kie.ai/\n", "https://api.kie.ai"),
+        ("http://127.0.0.1:8025", "http://127.0.0.1:8025"),
+        ("http://[::1]:8025", "http://[::1]:8025"),
+        ("https://host/mounted/here/", "https://host/mounted/here"),
+    ],
+)
+def test_a_base_address_is_kept_without_its_slash(environment, name, given, kept):
+    assert getattr(environment(**{name: given}), name.lower()) == kept
+
+
+@base_urls
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("api.kie.ai", "ftp://api.kie.ai", "https://", "https:///path", "https://a b/"),
+        *("https://host/?q=1", "https://host/#part", f"https://user:{SECRET}@host/"),
+        *(f"https://host:{SECRET}", "https://host:65536", "https://[host", "h"),
+    ],
+)
+def test_what_is_no_base_address_is_refused_with_an_example(environment, name, value):
+    told = refusal(environment, **{name: value})
+
+    assert f"{name}: must look like https://host" in told
+    assert SECRET not in told
+
+
+def test_upstreams_are_the_real_ones_unless_others_are_named(environment):
+    chosen = environment(KIE_BASE_URL="", TELEGRAM_BASE_URL="", PUBLIC_URL="")
+
+    assert chosen.kie_base_url == "https://api.kie.ai"
+    assert chosen.telegram_base_url == "https://api.telegram.org"
+    assert chosen.public_url == ""
+
+
+def test_a_token_may_be_read_from_a_file_with_its_last_line_break(environment):
+    token = environment(TELEGRAM_BOT_TOKEN=" 123456:AA-b_c\n").telegram_bot_token
+
+    assert token.get_secret_value() == "123456:AA-b_c"
+
+
+OPEN = {"BITRIX_WEBHOOK_URL": WEBHOOK, "KIE_API_KEY": "k", "TELEGRAM_BOT_TOKEN": "1:t"}
+
+
+def test_every_upstream_that_is_set_up_has_a_queue_that_is_served(environment):
+    assert environment(**OPEN).queues == {"bitrix": "", "kie": "", "telegram": ""}
+
+
+@pytest.mark.parametrize(
+    ("queue", "name"), [("kie", "KIE_API_KEY"), ("telegram", "TELEGRAM_BOT_TOKEN")]
+)
+def test_an_upstream_that_is_not_set_up_closes_its_own_queue_alone(environment, queue, name):
+    queues = environment(**OPEN | {name: ""}).queues
+
+    assert {at: why for at, why in queues.items() if why} == {queue: f"{name} is not set"}
+
+
 @pytest.mark.parametrize(
     ("chosen", "obstacle"),
     [
@@ -233,7 +309,7 @@ def test_what_is_no_webhook_is_refused_with_an_example(environment, value):
     ids=["open", "no webhook", "disabled", "no worker"],
 )
 def test_a_queue_says_why_nobody_takes_its_jobs(environment, chosen, obstacle):
-    assert environment(**chosen).queues == {"bitrix": obstacle}
+    assert environment(**chosen).queues["bitrix"] == obstacle
 
 
 # -- secrets
@@ -245,6 +321,10 @@ SECRETS = {
     "DATABASE_URL": "postgresql+psycopg://user:p%2Fg@host/db",
     "BITRIX_WEBHOOK_URL": WEBHOOK,
     "BITRIX_APPLICATION_TOKEN": "appt0ken",
+    "KIE_API_KEY": "k1ekey",
+    "KIE_WEBHOOK_HMAC_KEY": "k1ehmac",
+    "TELEGRAM_BOT_TOKEN": "123456:b0tt0ken",
+    "TELEGRAM_WEBHOOK_SECRET": "h00ksecret",
     "ADMIN_TOKEN": "adm1n",
     "FLOWER_BASIC_AUTH": "ann:fl0wer",
 }
@@ -255,6 +335,7 @@ SECRETS = {
     [
         *("r3dis%40pw", "r3dis@pw", SECRETS["REDIS_URL"], "h0stpw", "s3ntinel1", "s3ntinel2"),
         *("p/g", "s3cr3tc0de", WEBHOOK, "appt0ken", "adm1n", "fl0wer"),
+        *("k1ekey", "k1ehmac", "123456:b0tt0ken", "b0tt0ken", "h00ksecret"),
     ],
 )
 def test_every_secret_is_known_for_redaction(environment, secret):
