@@ -1,4 +1,4 @@
-"""The second door: `celery -A tasks dlq|parked|gate|credits|db …`.
+"""The second door: `celery -A tasks dlq|parked|gate|credits|videos|db …`.
 
 Exit codes: 0 done, 1 found problems (an unknown id, nothing to do it to), 2 wrong use.
 """
@@ -24,19 +24,22 @@ from rich.console import Console
 from rich.table import Table
 
 from admin import view
-from classifiers.errors import InvalidData
+from classifiers.errors import InvalidData, Pending
 from config.services import Service, services
 from reliability.connection import RedisError
 from reliability.dead_letters import Filter, Letter, dead_letters
 from reliability.parking import parking
 from storage import credits as ledger
+from storage import videos as paid
 from storage.upgrade import upgrade as upgrade_schema
 from tasks.base import classified
 from tasks.failures import cancel, send_again
+from tasks.video import settle as settle_video
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 PIPED_WIDTH = 200  # columns
+PRIVATE = {"image_url", "prompt"}  # of a user, and no business of an operator
 SHOWN = 100  # rows of a table; --json shows everything unless --limit is given
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -360,7 +363,7 @@ def the_database() -> Iterator[None]:
     """Say in one sentence what is wrong with the database or refused by it."""
     try:
         yield
-    except InvalidData as error:
+    except (InvalidData, Pending) as error:
         raise click.ClickException(error.detail) from error
     except Exception as error:
         raise click.ClickException(
@@ -422,6 +425,42 @@ def _print(
 def console() -> Console:
     """Return where tables go; a pipe or a file has no width, so it gets a wide one."""
     return Console() if sys.stdout.isatty() else Console(width=PIPED_WIDTH)
+
+
+# -- videos
+
+
+@click.group()
+def videos() -> None:
+    """The videos that users have paid for."""
+
+
+@videos.command("show")
+@click.argument("order_id")
+@guarded
+def videos_show(order_id: str) -> None:
+    """Show what has become of one, as JSON; not the photo, nor what was asked for."""
+    with the_database():
+        video = paid.get(order_id)
+    if video is None:
+        raise click.ClickException(f"no video of order {order_id} was asked for")
+    _json({name: value for name, value in asdict(video).items() if name not in PRIVATE})
+
+
+@videos.command("settle")
+@click.argument("order_id")
+@click.option("--arrived", "arrived", flag_value=True, default=None, help="It has arrived.")
+@click.option("--refund", "arrived", flag_value=False, help="Give the credits back.")
+@guarded
+def videos_settle(order_id: str, arrived: bool | None) -> None:
+    """Decide about an unconfirmed video; its letters are settled with it."""
+    if arrived is None:
+        raise click.UsageError("say --arrived or --refund")
+    with the_database():
+        video = settle_video(order_id, arrived=arrived, by=_me())
+    if video is None:
+        raise click.ClickException(f"no video of order {order_id} is unconfirmed")
+    click.echo(f"order {order_id}: {video.state}")
 
 
 def _json(value: Any) -> None:

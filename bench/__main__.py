@@ -6,9 +6,14 @@ import argparse
 
 from rich.console import Console
 
-from bench import kills, noop, portal
+from bench import kills, noop, portal, videos
 
-TABLES = {"noop": noop.run, "portal": portal.run, "kills": kills.run}
+TABLES = {
+    "noop": noop.run,
+    "portal": portal.run,
+    "kills": kills.run,
+    "video-kills": videos.run,
+}
 
 
 def main() -> None:

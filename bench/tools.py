@@ -52,10 +52,25 @@ def wait(condition: Callable[[], object], within: float = 600.0, every: float = 
     return time.monotonic() - begun
 
 
+def memory(process: Process) -> float:
+    """The resident size of a process, in MB."""
+    return _size(process, "VmRSS")
+
+
 def peak_memory(process: Process) -> float:
     """The largest resident size of a process so far, in MB."""
+    return _size(process, "VmHWM")
+
+
+def cpu_time(process: Process) -> float:
+    """The seconds that a process has kept a processor busy so far."""
+    fields = Path(f"/proc/{process.running.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _size(process: Process, name: str) -> float:
     status = Path(f"/proc/{process.running.pid}/status").read_text()
-    line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+    line = next(line for line in status.splitlines() if line.startswith(name))
     return int(line.split()[1]) / 1024
 
 

@@ -35,7 +35,7 @@ CREATE, LOOK = "createTask", "recordInfo"
 FAILED = 501  # the generation has failed: the text says why
 RATE_PAUSE = 10.0  # s; UPSTREAMS 2.2: no Retry-After is documented, the limit counts ten seconds
 # The `code` of an error from recordInfo that says: the generation is over, looking again is vain.
-GENERATION_OVER = frozenset({"408", str(FAILED)})
+GENERATION_OVER = frozenset({"408", "505", str(FAILED)})
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ The link is no API: no gate, no credential, and it may lead elsewhere.
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,8 @@ CONNECTING, SILENCE = 5.0, 15.0  # s; the file is there, so nobody has to think 
 # a few of them would fill the disk.
 LARGEST = 200_000_000  # bytes
 REDIRECTS = 3
+AT_A_TIME = 32  # a slow host of files must not take every thread of a worker
+PATIENCE = 1.0  # s to wait for a place among them
 GONE = frozenset({403, 404, 410})  # UPSTREAMS 2.1: links expire; storage then says "forbidden"
 PASSING = (RateLimited, ServiceUnavailable)
 # What httpx calls a fault of the address; ours came with the answer of the upstream.
@@ -58,12 +61,13 @@ def fetch(url: str, to: Path, *, using: httpx.Client | None = None) -> bool:
     """Fetch a playable MP4; once *to* exists, it is complete. False if the link is gone.
 
     Raises:
-        NetworkError, ServiceUnavailable, RateLimited: it may work later.
+        NetworkError, ServiceUnavailable, RateLimited: it may work later; the last one also where
+            enough downloads are under way here.
         InternalError: what came is no video (`broken_file`), too large (`too_big`), or nothing.
         Fatal: the disk is full.
     """
     try:
-        with _part(to) as part:
+        with _place(), _part(to) as part:
             if not _received(using or downloads(), url, part):
                 return False
             _refuse_flaws(part)
@@ -73,6 +77,21 @@ def fetch(url: str, to: Path, *, using: httpx.Client | None = None) -> bool:
     except OSError as error:
         raise _of_our_disk(error) from error
     return True
+
+
+_places = threading.BoundedSemaphore(AT_A_TIME)
+
+
+@contextmanager
+def _place() -> Iterator[None]:
+    if not _places.acquire(timeout=PATIENCE):
+        raise RateLimited(
+            f"{AT_A_TIME} downloads are under way", service=SERVICE, operation=OPERATION
+        )
+    try:
+        yield
+    finally:
+        _places.release()
 
 
 @contextmanager

@@ -11,12 +11,15 @@ import httpx
 
 from classifiers import kie as classifier
 from classifiers.errors import (
+    BillingExhausted,
     InvalidData,
     JobError,
+    NetworkError,
     NotConfigured,
     NotFound,
     Pending,
-    Retryable,
+    ServiceUnavailable,
+    UserError,
 )
 from clients.http import Classify, Upstream
 from clients.process import PerProcess
@@ -24,7 +27,7 @@ from config import services
 from config.services import Service
 from config.settings import settings
 from reliability.connection import redis
-from reliability.gate import Gate
+from reliability.gate import Gate, Permit
 
 CREATE = f"api/v1/jobs/{classifier.CREATE}"
 LOOK = f"api/v1/jobs/{classifier.LOOK}"
@@ -89,8 +92,8 @@ class Kie:
 
         Raises:
             NotConfigured: KIE_MODEL is not one we know the input of; the gate is paused with it.
-            InvalidData: the prompt is longer than the model takes; the user would have to say what
-                to leave out. Nothing was sent.
+            UserError: `prompt_too_long`, for this model; the user has to say what to leave out.
+                Nothing was sent.
         """
         body = {"model": self.model, "input": self._input(image_url, prompt)}
         if callback_url is not None:
@@ -110,13 +113,20 @@ class Kie:
             self.creates.close(unknown, by="settings")
             raise unknown
         if len(prompt) > model.prompt:
-            raise InvalidData(
+            raise UserError(
                 f"a prompt of {len(prompt)} characters; {self.model} takes {model.prompt}",
+                reason="prompt_too_long",
                 service=classifier.SERVICE,
                 operation=classifier.CREATE,
-                code="prompt_too_long",
             )
         return model.input(image_url, prompt)
+
+    def stop_creating(self, failure: JobError) -> None:
+        """Close the gate of `create` where a failed generation says that others will fail, too."""
+        if isinstance(failure, BillingExhausted):
+            self.creates.gate.report_unpaid(Permit(0.0), str(failure))
+        else:
+            self.creates.close(failure)
 
     def look(self, task_id: str) -> Progress:
         """Return how far a generation is.
@@ -128,7 +138,7 @@ class Kie:
             answer = self.queries.call("GET", LOOK, safe=True, params={"taskId": task_id})
         except NotFound:
             return Progress(task_id)
-        except Retryable as error:
+        except (NetworkError, ServiceUnavailable) as error:
             raise Pending(
                 f"KIE could not be asked: {error.detail}",
                 service=error.service,
@@ -136,6 +146,10 @@ class Kie:
                 code=error.code,
             ) from error
         return _progress(task_id, answer.json())
+
+    def next_look(self, pause: float) -> float:
+        """Return the seconds until a look that is due in *pause* seconds has its turn."""
+        return self.queries.gate.queue_up(pause)
 
     def fresh_link(self, url: str) -> str | None:
         """Return another link to the file behind *url*, None where KIE has none any more."""

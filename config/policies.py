@@ -165,6 +165,7 @@ TASKS: Mapping[str, Mapping[type[BaseException], Policy]] = {
         errors.Duplicate: ADOPTED,
         errors.Retryable: Policy(RETRY, attempts=3),
         errors.InternalError: Policy(RETRY, attempts=3, level=ERROR),
+        errors.Unclassified: Policy(RETRY, attempts=3, level=ERROR, alert=True),
         errors.OutcomeUnknown: FLAGGED,
     },
     # A debt is paid, however long our database is away: 300 times five minutes are a day.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from config.settings import Settings, settings
@@ -76,7 +77,7 @@ def kie(settings: Settings) -> Service:
         max_wait=1.0,
         connect_timeout=5.0,
         read_timeout=30.0,  # it answers with an id, it does not make the video meanwhile
-        in_flight=32,
+        in_flight=_in_flight(settings.kie_rate),
     )
 
 
@@ -92,8 +93,13 @@ def kie_queries(settings: Settings) -> Service:
         max_wait=1.0,
         connect_timeout=5.0,
         read_timeout=15.0,
-        in_flight=32,
+        in_flight=_in_flight(settings.kie_query_rate),
     )
+
+
+def _in_flight(rate: float) -> int:
+    """What KIE answers within two seconds, the wait for the permit included: no thread idles."""
+    return max(32, math.ceil(2 * rate))
 
 
 def telegram(settings: Settings) -> Service:
@@ -112,11 +118,13 @@ def telegram(settings: Settings) -> Service:
 PRIVATE_PACE = 1.05  # s between two messages to one person: UPSTREAMS 3.2 says one a second
 GROUP_PACE = 3.15  # s between two messages to one group: 20 a minute
 
+CALLBACK_PATIENCE = 30.0  # s; a job that looks at KIE is parked again within seconds
+RESULT_LIFE = 72_000.0  # s; UPSTREAMS 2.1: links expire after some 24 hours, and are to be used
 DELIVERY_LOST = 900.0  # s without a sign of a delivery after which it is sent once more
 
 REFETCH = 240.0  # s; a file that is not here is fetched by its link, or by a fresh one
 
-POLL_SLOWLY = 120.0  # s between two questions where a callback says when it is over
+POLL_SLOWLY = 120.0  # s between two questions at least where a callback says when it is over
 # UPSTREAMS 2.1: 2-3 s for 30 s, 5-10 s, then 15-30 s. Age of the generation (s) → pause (s).
 POLLING = ((30.0, 2.5), (120.0, 7.5))
 POLL_OLD = 20.0
@@ -128,8 +136,13 @@ CALLED_BACK_WITHIN = GENERATION_DEADLINE  # s; a lost create is not repeated bef
 def poll_pause(age: float, *, called_back: bool) -> float:
     """Return the seconds until KIE is asked again about a generation that is *age* seconds old."""
     if called_back:
-        return POLL_SLOWLY
+        return max(POLL_SLOWLY, age)  # without its callback, a video comes twice as late at most
     return next((pause for until, pause in POLLING if age < until), POLL_OLD)
+
+
+def tries(settings: Settings) -> int:
+    """Return how often KIE is asked for one video; each time costs, whoever's fault it was."""
+    return settings.max_retries + 1
 
 
 def delivery_lease(settings: Settings, ways: int) -> float:

@@ -62,9 +62,14 @@ class Metadata:
 
 @dataclass(frozen=True, slots=True)
 class Compensation:
-    """Whether what the job had done is undone. *state*: none, needed, sent, done or failed."""
+    """Whether what the job had done is undone. *state*: none, needed, sent, done or failed.
+
+    *about* are the ids of what it is about; unlike the rest of a letter they are kept as they are,
+    for what they name could not be found by a part.
+    """
 
     state: str = "none"
+    about: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -358,6 +363,10 @@ class DeadLetters:
         # What finds a letter again stays as it is, whatever a secret happens to look like.
         hidden["message_body"]["task"] = letter.message_body.task
         hidden |= {name: getattr(letter, name) for name in NAMES}
+        hidden["compensation"] = {
+            "state": letter.compensation.state,
+            "about": dict(letter.compensation.about),
+        }
         hidden |= {
             "error_message": _cut(hidden["error_message"], LONGEST_MESSAGE),
             "traceback": _cut(hidden["traceback"], LONGEST_TRACEBACK),
@@ -508,7 +517,7 @@ def _marked(letter: Letter, mark: Mapping[str, Any]) -> Letter:
         letter,
         state=mark["state"],
         replays=int(mark["replays"]),
-        compensation=Compensation(mark["compensation"]),
+        compensation=replace(letter.compensation, state=mark["compensation"]),
         settled_at=datetime.fromtimestamp(float(mark["at"]), UTC) if mark["at"] else None,
         settled_by=mark["by"],
         note=mark["note"],

@@ -150,6 +150,17 @@ class Gate:
             raise self._refusal(reply)
         return Permit(float(reply[1]), int(reply[2]), bool(reply[3]), subject, pace)
 
+    def queue_up(self, after: float) -> float:
+        """Return when to come for a permit that is needed in *after* seconds, or as soon as may be.
+
+        Where others stand in line for longer than that, the place behind them: thousands who ask
+        at an interval would come to be refused first, and each such visit is a run of a job.
+        """
+        try:
+            return float(self._ask("queue_up", after))
+        except InternalError:  # who comes too early is refused, and stands in line then
+            return after
+
     def behind(self, refusal: E, place: int) -> E:
         """Return *refusal* for the job that stands *place* places behind the first one."""
         own = copy.copy(refusal)

@@ -28,6 +28,7 @@ from classifiers.errors import (
 from config.settings import settings
 from reliability import keys
 from reliability.connection import redis
+from reliability.scripts import script
 
 # What a closed gate says, and the answers that close one.
 CLOSED = (CircuitOpen, CredentialHeld, Paused, RateLimited)
@@ -67,6 +68,7 @@ class Parking:
         self._client = client
         self._parked = f"{prefix}{keys.PARKED}"
         self._due = f"{prefix}{keys.PARKED_DUE}"
+        self._release = client.register_script(script("release"))
 
     def count(self) -> int:
         """Return how many jobs wait."""
@@ -85,17 +87,17 @@ class Parking:
 
     def get(self, message_id: str) -> Parked | None:
         """Return one waiting job, or None if it does not wait (any more)."""
-        due = self._client.zscore(self._due, message_id)
-        stored = self._client.hget(self._parked, message_id)
+        with self._client.pipeline(transaction=False) as pipe:
+            pipe.zscore(self._due, message_id)
+            pipe.hget(self._parked, message_id)
+            due, stored = pipe.execute()
         if due is None or stored is None:
             return None
         return _read(message_id, cast("str", stored), due)
 
     def release(self, message_id: str, *, at: float = 0.0) -> bool:
         """Let a job come back now, or *at* a unix time. False if it does not wait."""
-        # XX: what a worker has just taken must not come back a second time.
-        changed = self._client.zadd(self._due, {message_id: at}, xx=True, ch=True)
-        return bool(changed) or self._client.zscore(self._due, message_id) is not None
+        return bool(self._release(keys=[self._parked, self._due], args=[message_id, at]))
 
     def wake(self, message_id: str) -> bool:
         """Let a job that waits for news come back now; one at a closed gate keeps its place there.

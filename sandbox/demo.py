@@ -1,8 +1,10 @@
 """`make demo`: the main job, on this machine, with everything that can go wrong going wrong.
 
-A sample shop sells orders to users; its jobs sync them to a simulated Bitrix24 portal that loses
-answers, breaks down and refuses things, while a worker is killed at work. At the end the portal's
-own journal must agree with the shop: nothing lost, nothing doubled.
+A sample shop sells orders and videos to users. Its jobs sync the orders to a simulated Bitrix24
+portal, and have the videos made by a simulated KIE.AI and delivered by a simulated Telegram. All
+three lose answers, break down and refuse things, while a worker is killed at work. At the end their
+own journals must agree with the shop and the ledger: nothing lost, nothing doubled, every credit
+accounted for.
 """
 
 from __future__ import annotations
@@ -13,9 +15,10 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -31,15 +34,21 @@ from rich.progress import (
 )
 
 from config.settings import settings
-from sandbox.load import Call, waves
-from sandbox.report import Report, compare, print_report
+from sandbox import video_load
+from sandbox.load import KILLED_AT, OUTAGE_AT, Call, waves
+from sandbox.report import Report, all_jobs, compare, facts, print_report
 from sandbox.stack import NotReadyError, Process, Stack
+from sandbox.video_report import Sight
+from storage import credits
 
-PATIENCE = 75.0  # seconds for the load to settle; the whole demo promises two minutes
+PATIENCE = 180.0  # seconds for the load to settle; it takes a minute where two cores are free
+MOMENT = 10.0  # seconds to wait for the worst moment to kill a worker in
+WIDTH = 100  # columns, where the output is no terminal
 SENDERS = 8  # customers at a time
-LOOK_EVERY = 40  # requests; a look costs some ten round trips to Redis
+LOOK_EVERY = 100  # requests; a look costs some ten round trips to Redis
+PAUSE = 0.5  # seconds between two looks
 
-# Waits that are ours are shortened so that a demo is short; what the portal asks for is not.
+# Waits that are ours are shortened so that a demo is short; what upstreams ask for is not.
 DRILL = {"RETRY_TIME_SCALE": "0.1", "VISIBILITY_TIMEOUT": "6", "WORKER_THREADS": "128"}
 
 # Faults of whole requests strike by chance, so that they fall between good ones as they do outside.
@@ -55,7 +64,8 @@ FAULTS: Sequence[Mapping[str, Any]] = (
     {"kind": "error", "method": "crm.deal.update", "code": "ERROR_UNEXPECTED_ANSWER", "times": 4},
 )
 OUTAGE: Sequence[Mapping[str, Any]] = ({"kind": "status", "status": 503, "times": 4},)
-KILLED_AT, OUTAGE_AT = 2, 4  # waves
+# A video takes minutes outside; seconds will do here.
+GENERATION = ("--duration", "1", "--spread", "2")
 
 
 @dataclass
@@ -68,17 +78,30 @@ class Demo:
     refused: int = 0
 
     def __post_init__(self) -> None:
-        self.portal = httpx.Client(base_url=self.stack.url("portal"), timeout=10, trust_env=False)
-        self.shop = httpx.Client(base_url=self.stack.url("shop"), timeout=30, trust_env=False)
+        self.portal = self._client("portal")
+        self.kie = self._client("kie")
+        self.telegram = self._client("telegram")
+        self.shop = self._client("shop")
+        self.tapped: set[int] = set()  # messages
+
+    def _client(self, name: str) -> httpx.Client:
+        return httpx.Client(base_url=self.stack.url(name), timeout=30, trust_env=False)
 
     def start(self) -> Process:
         """Bring everything up; what does not depend on each other starts together."""
         stack = self.stack
-        with self.console.status("starting Redis, portal, shop, API, worker and Flower …"):
+        with self.console.status("starting Redis, upstreams, shop, API, worker and Flower …"):
             stack.start_redis()
-            os.environ.update(stack.env)  # this process looks at the same Redis
+            os.environ.update(stack.env)  # this process looks at the same Redis and database
             settings.cache_clear()
-            starts = (stack.start_portal, stack.start_shop, stack.start_api, stack.start_flower)
+            starts = (
+                stack.start_portal,
+                partial(stack.start_kie, *GENERATION),
+                stack.start_telegram,
+                stack.start_shop,
+                stack.start_api,
+                stack.start_flower,
+            )
             with ThreadPoolExecutor() as pool:
                 others = [pool.submit(start) for start in starts]
                 worker = stack.start_worker()
@@ -86,34 +109,79 @@ class Demo:
                     other.result()
         return worker
 
+    def prepare(self) -> None:
+        """Give the customers credits, and tell the upstreams what to do wrong."""
+        for user, amount in video_load.GRANTS.items():
+            credits.grant(user, amount, "to begin with")
+        _tell(self.portal, "faults", FAULTS)
+        _tell(self.kie, "faults", video_load.kie_faults())
+        _tell(self.kie, "plans", video_load.plans())
+        _tell(self.telegram, "faults", video_load.telegram_faults())
+        _tell(self.telegram, "chats", video_load.chat_rules())
+
     def run(self, worker: Process) -> bool:
-        """Send the load wave by wave, with faults armed and the worker killed at work.
+        """Send the load wave by wave, and have the worker killed at work.
 
         Returns whether everything had settled in time.
+
+        Raises:
+            NotReadyError: if the worker does not come back.
         """
-        self.arm(FAULTS)
-        load = waves()
+        load, first_life = waves(), worker.log.stat().st_size
         with self._progress() as progress, ThreadPoolExecutor(SENDERS) as pool:
             sent = progress.add_task("sent", total=sum(map(len, load)), news="")
             done = progress.add_task("finished", total=None, news="")
             for number, wave in enumerate(load):
                 if number == KILLED_AT:
+                    self.wait_for_the_worst()
                     progress.console.print("  kill -9 of the worker, another one starts")
                     worker.kill()
                     worker.start()
                 if number == OUTAGE_AT:
                     progress.console.print("  the portal breaks down")
-                    self.arm(OUTAGE)
+                    _tell(self.portal, "faults", OUTAGE)
                 for n, _ in enumerate(pool.map(self.send, wave)):
                     progress.advance(sent)
                     if n % LOOK_EVERY == 0:
                         self.show(progress, done)
-            deadline = time.monotonic() + PATIENCE
-            while time.monotonic() < deadline:
-                if self.show(progress, done):
-                    return True
-                time.sleep(0.25)
-        return False
+            worker.wait_for(lambda: worker.says(" ready.", first_life), "the word 'ready'")
+            return self.settle(lambda: self.show(progress, done))
+
+    def wait_for_the_worst(self) -> None:
+        """Wait until the answers to a createTask and a sendVideo are on their way."""
+        deadline = time.monotonic() + MOMENT
+        while time.monotonic() < deadline and not self.worst():
+            time.sleep(0.1)
+
+    def worst(self) -> bool:
+        """Whether all is begun at KIE that can be, and a video has arrived without an answer."""
+        begun = _ask(self.kie, "summary")["creates"]
+        sending = any(not entry["status"] for entry in _ask(self.telegram, "journal"))
+        return begun == len(video_load.BEFORE) and sending
+
+    def settle(self, at_rest: Callable[[], bool]) -> bool:
+        """Look until all is at rest, twice in a row: a job may move while it is looked for."""
+        deadline, looks = time.monotonic() + PATIENCE, 0
+        while looks < 2 and time.monotonic() < deadline:
+            time.sleep(PAUSE)
+            callbacks = _ask(self.kie, "summary")["callbacks"]
+            quiet = not self.tap() and not callbacks["waiting"] and not callbacks["flying"]
+            looks = looks + 1 if at_rest() and quiet else 0
+        return looks == 2
+
+    def tap(self) -> bool:
+        """Have the users tap each new button twice. False if there was none."""
+        found = False
+        for message in _ask(self.telegram, "messages"):
+            if not message["buttons"] or message["message_id"] in self.tapped:
+                continue
+            self.tapped.add(message["message_id"])
+            if message["chat_id"] not in video_load.LEFT_ALONE:
+                found = True
+                data = message["buttons"][0][0]["callback_data"]
+                press = {"chat_id": message["chat_id"], "data": data, "times": 2}
+                _tell(self.telegram, "press", press)
+        return found
 
     def _progress(self) -> Progress:
         return Progress(
@@ -134,10 +202,6 @@ class Demo:
         answer.raise_for_status()
         self.jobs[answer.json()["job"]] = call.task
 
-    def arm(self, faults: Sequence[Mapping[str, Any]]) -> None:
-        """Tell the portal what to do wrong."""
-        self.portal.post("/_sandbox/faults", json=list(faults)).raise_for_status()
-
     def show(self, progress: Progress, row: TaskID) -> bool:
         """Update the display. True when every accepted job has ended and nothing waits."""
         report = Report.now(self.jobs)
@@ -145,13 +209,22 @@ class Demo:
         return report.settled
 
 
+def _ask(upstream: httpx.Client, what: str) -> Any:
+    return upstream.get(f"/_sandbox/{what}").raise_for_status().json()
+
+
+def _tell(upstream: httpx.Client, what: str, order: Any) -> None:
+    upstream.post(f"/_sandbox/{what}", json=order).raise_for_status()
+
+
 def main() -> None:
     """Run the demo; exit 0 only if nothing is lost and nothing is doubled."""
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
     parser.add_argument("--keep", action="store_true", help="keep everything running at the end")
     keep = parser.parse_args().keep
-    signal.signal(signal.SIGTERM, _interrupted)
-    console = Console()
+    for how in (signal.SIGINT, signal.SIGTERM):  # a shell's background job ignores the former
+        signal.signal(how, _interrupted)
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
     folder = Path(tempfile.mkdtemp(prefix="perennial-demo-"))
     stack = Stack(folder, env=dict(DRILL))
     good = False
@@ -172,23 +245,29 @@ def main() -> None:
 
 def _run(demo: Demo) -> bool:
     worker = demo.start()
+    demo.prepare()
     begun = time.monotonic()
     settled = demo.run(worker)
     took = time.monotonic() - begun
-    portal = demo.portal.get("/_sandbox/summary").json()
-    report = Report.now(demo.jobs)
-    findings = compare(report, demo.stack, portal)
+    portal, sight = _ask(demo.portal, "summary"), Sight.now(demo.kie, demo.telegram)
+    report = Report.now({**all_jobs(demo.stack), **demo.jobs})
+    findings = compare(report, demo.stack, portal, sight, took)
     if not settled:
         findings.insert(0, f"not everything had ended after {PATIENCE:.0f} s: {report.news}")
-    print_report(demo.console, report, portal, findings, refused=demo.refused, seconds=took)
+    seen = facts(report, portal, sight, refused=demo.refused, seconds=took)
+    print_report(demo.console, report, seen, findings, accepted=len(demo.jobs))
     return not findings
 
 
 def _stay(stack: Stack, console: Console) -> None:
     console.print("\nEverything keeps running until Ctrl-C:")
     console.print(f"  Flower     {stack.url('flower')}   login {stack.flower_login}")
-    console.print(f"  shop       {stack.url('shop')}   POST /orders, PATCH /orders/1, …")
+    console.print(
+        f"  shop       {stack.url('shop')}   POST /orders, POST /videos, PATCH /orders/1 …"
+    )
     console.print(f"  portal     {stack.url('portal')}/_sandbox/summary")
+    console.print(f"  KIE        {stack.url('kie')}/_sandbox/tasks")
+    console.print(f"  Telegram   {stack.url('telegram')}/_sandbox/messages")
     console.print(f"  API        {stack.url('api')}   ADMIN_TOKEN {stack.admin_token}")
     console.print("  a shell    " + " ".join(f"{k}={stack.env[k]}" for k in SHELL), soft_wrap=True)
     console.print("             .venv/bin/celery -A tasks dlq ls")

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from sandbox import video_load
+
 SEED = 20261122
-PROFILES, ORDERS, CHANGES = 120, 300, 240
+PROFILES, ORDERS, CHANGES = 100, 250, 200
 STAGES = ("NEW", "EXECUTING", "FINAL_INVOICE", "WON")
 REFUSED = ORDERS + 1  # an order whose amount the portal will not take
 SHARING = 10  # every tenth customer uses the e-mail address of another one
+KILLED_AT, OUTAGE_AT = 2, 4  # before these waves the worker is killed, and the portal breaks down
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,27 +32,44 @@ def waves() -> list[list[Call]]:
     rng = random.Random(SEED)
     orders = [_order(rng, n) for n in range(ORDERS)]
     half = ORDERS // 2
+    videos = video_load.AFTER
     return [
-        [_profile(n) for n in range(PROFILES)],
+        [*_videos(video_load.BEFORE), *(_profile(n) for n in range(PROFILES))],
         orders[:half] + orders[:20],  # impatient customers press the button twice
-        [_change(rng, rng.randrange(half)) for _ in range(CHANGES // 2)],
+        [*_videos(videos[0::4]), *(_change(rng, rng.randrange(half)) for _ in range(CHANGES // 2))],
         # The portal will refuse what becomes of the last one, after its job was accepted.
         [
+            *_videos(videos[1::4]),
             *orders[half:],
             Call("POST", "/orders", {"order_id": REFUSED, "title": "A refused one"}, CREATE_DEAL),
         ],
-        [_change(rng, rng.randrange(ORDERS)) for _ in range(CHANGES // 2)],
         [
+            *_videos(videos[2::4]),
+            *(_change(rng, rng.randrange(ORDERS)) for _ in range(CHANGES // 2)),
+        ],
+        [
+            *_videos(videos[3::4]),
             *(_rename(rng, n) for n in range(0, PROFILES, 4)),
             Call("PATCH", f"/orders/{REFUSED}", {"amount": "a lot"}, UPDATE_DEAL),
-            # This one `delay()` refuses in the shop.
+            # These two `delay()` refuses in the shop.
             Call("POST", "/orders", {"order_id": "", "title": ""}, CREATE_DEAL),
+            Call("POST", "/videos", {**videos[0].body, "order_id": "v0", "cost": "free"}, VIDEO),
         ],
     ]
 
 
 CREATE_DEAL, UPDATE_DEAL = "bitrix.create_deal", "bitrix.update_deal"
 CREATE_CONTACT, UPDATE_CONTACT = "bitrix.create_contact", "bitrix.update_contact"
+VIDEO = "video.generate"
+
+
+def _videos(orders: Iterable[video_load.VideoOrder]) -> list[Call]:
+    """Return the calls; what is ordered twice is ordered twice at once."""
+    return [
+        Call("POST", "/videos", order.body, VIDEO)
+        for order in orders
+        for _ in range(order.story.ordered)
+    ]
 
 
 def _profile(n: int) -> Call:

@@ -1,4 +1,4 @@
-"""A sample application: an online shop that keeps its own orders and tells Bitrix24 about them.
+"""A sample application: an online shop that tells Bitrix24 of its orders, and sells videos of them.
 
 SHOP_DATABASE=var/shop.db uvicorn --factory sandbox.shop:create_app
 """
@@ -66,6 +66,18 @@ class Profile(Base):
     phone: Mapped[str | None]
 
 
+class VideoOrder(Base):
+    """A video that a customer has ordered in the shop's bot; the key is the order id."""
+
+    __tablename__ = "videos"
+    user_id: Mapped[str | None]
+    chat_id: Mapped[str | None]
+    image_url: Mapped[str | None]
+    prompt: Mapped[str | None]
+    cost: Mapped[str | None]
+    locale: Mapped[str | None]
+
+
 class NewOrder(BaseModel):
     order_id: str | int
     title: str
@@ -79,6 +91,16 @@ class NewProfile(BaseModel):
     name: str
     email: str | None = None
     phone: str | None = None
+
+
+class NewVideo(BaseModel):
+    order_id: str | int
+    user_id: str | int
+    chat_id: str | int
+    image_url: str
+    prompt: str
+    cost: str | int | float = 1
+    locale: str = "ru"
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,10 +182,12 @@ class Store:
 
 
 def create_app(database: Path | None = None, jobs: Any = None) -> FastAPI:
-    """Return the shop; *jobs* stands in for `tasks.bitrix` where no broker is at hand."""
+    """Return the shop; *jobs* stands in for our tasks where no broker is at hand."""
     if jobs is None:
         # Only here: importing the tasks wants a broker's address.
-        from tasks import bitrix as jobs  # noqa: PLC0415
+        from tasks import bitrix, video  # noqa: PLC0415
+    else:
+        bitrix = video = jobs
     store = Store(database or Path(os.environ.get("SHOP_DATABASE", "var/shop.db")))
     app = FastAPI(title="Shop")
 
@@ -175,7 +199,7 @@ def create_app(database: Path | None = None, jobs: Any = None) -> FastAPI:
         return _announce(
             store,
             change,
-            lambda: jobs.create_deal.delay(
+            lambda: bitrix.create_deal.delay(
                 order_id=key,
                 title=order.title,
                 amount=order.amount,
@@ -191,7 +215,7 @@ def create_app(database: Path | None = None, jobs: Any = None) -> FastAPI:
         return _announce(
             store,
             change,
-            lambda: jobs.update_deal.delay(
+            lambda: bitrix.update_deal.delay(
                 order_id=order_id,
                 fields=change.snapshot,
                 updated_at=change.updated_at,
@@ -205,7 +229,7 @@ def create_app(database: Path | None = None, jobs: Any = None) -> FastAPI:
         return _announce(
             store,
             change,
-            lambda: jobs.create_contact.delay(
+            lambda: bitrix.create_contact.delay(
                 user_id=key,
                 name=profile.name,
                 email=profile.email,
@@ -214,13 +238,20 @@ def create_app(database: Path | None = None, jobs: Any = None) -> FastAPI:
             ),
         )
 
+    @app.post("/videos", status_code=202)
+    def add_video(order: NewVideo) -> dict[str, str]:
+        key = str(order.order_id)
+        wanted = order.model_dump(exclude={"order_id"})
+        change = store.create(VideoOrder, key, wanted)
+        return _announce(store, change, lambda: video.generate.delay(order_id=key, **wanted))
+
     @app.patch("/profiles/{user_id}", status_code=202)
     def change_profile(user_id: str, fields: Fields) -> dict[str, str]:
         change = store.change(Profile, user_id, fields)
         return _announce(
             store,
             change,
-            lambda: jobs.update_contact.delay(
+            lambda: bitrix.update_contact.delay(
                 user_id=user_id,
                 fields=change.snapshot,
                 updated_at=change.updated_at,

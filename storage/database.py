@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 PATIENCE = 10.0  # s a statement may take, waits for locks included: a thread cannot be killed
 RESTED = 1.0  # s after which a connection may be dead without our knowing
+BEGIN = "BEGIN IMMEDIATE"
 CONNECTIONS = 16  # per process; five processes fit into PostgreSQL's default of 100
 
 
@@ -175,7 +176,7 @@ def _sqlite(address: URL, patience: float, options: dict[str, Any]) -> Engine:
     def _begin(connection: Connection) -> None:
         if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
             # A transaction that reads first and writes later cannot wait for another writer.
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
+            connection.exec_driver_sql(BEGIN)
 
     return made
 

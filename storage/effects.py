@@ -44,6 +44,7 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as TimedOut
 
 from classifiers.errors import (
     Fatal,
@@ -382,17 +383,23 @@ def _compare(run: _Run, result: Result, how: How) -> Effect:
 
 
 def _insist(write: Callable[[], _T]) -> _T:
-    """Try again after each pause, as long as the database is away."""
+    """Try again after each pause, as long as the database is away or has no time for us."""
     for pause in _PAUSES:
         try:
             return write()
-        except DBAPIError as error:
-            # No statement: it failed while it connected, or while it committed.
-            if not (error.connection_invalidated or error.statement is None):
+        except (DBAPIError, TimedOut) as error:
+            if not _was_not_heard(error):
                 raise
             _log.warning("the database is away (%s); again in %.1f s", type(error).__name__, pause)
             time.sleep(pause)
     return write()
+
+
+def _was_not_heard(error: DBAPIError | TimedOut) -> bool:
+    """Whether it failed while it connected, waited for its turn, began or committed."""
+    if isinstance(error, TimedOut):
+        return True
+    return error.connection_invalidated or error.statement in {None, database.BEGIN}
 
 
 # ── Leases ───────────────────────────────────────────────────────────────────────────────────

@@ -217,6 +217,7 @@ class VideoRow(Base):
     result_url: Mapped[str | None]
     sender: Mapped[str | None]
     doubts: Mapped[list[str]]
+    replayed: Mapped[list[str]]
     message_id: Mapped[str | None]
     file_id: Mapped[str | None]
     reason: Mapped[str | None]
@@ -239,6 +240,7 @@ class GenerationRow(Base):
     task_id: Mapped[str | None]
     asked_at: Mapped[datetime | None]
     failure: Mapped[str | None]
+    refused_for: Mapped[str | None]
     created_at: Mapped[datetime]
     updated_at: Mapped[datetime]
 

@@ -24,6 +24,7 @@ from uuid import uuid4
 
 from sqlalchemy import func, select, update
 
+from classifiers.errors import Pending
 from storage import credits, database
 from storage.models import effects, generations, videos
 
@@ -56,7 +57,8 @@ class Video(Order):
     """An order and what has become of it.
 
     *token* names it in buttons; *job* with its *replays* is the job that last worked on the round,
-    to be woken when there is news; *sender* the job that delivers, *doubts* those that may have.
+    to be woken when there is news; *sender* the job that delivers, *doubts* those that may have,
+    *replayed* the replays that have worked on it.
     """
 
     token: str
@@ -68,6 +70,7 @@ class Video(Order):
     result_url: str | None
     sender: str | None
     doubts: tuple[str, ...]
+    replayed: tuple[str, ...]
     message_id: str | None
     file_id: str | None
     reason: str | None
@@ -81,6 +84,11 @@ class Video(Order):
         return {field.name: getattr(self, field.name) for field in fields(Order)}
 
     @property
+    def mark(self) -> str:
+        """What the buttons of this round carry."""
+        return f"{self.token}:{self.round}"
+
+    @property
     def charge(self) -> str:
         """The key under which this round was charged."""
         return f"video:{self.order_id}:{self.round}"
@@ -88,15 +96,11 @@ class Video(Order):
     @property
     def delivery(self) -> str:
         """The id of the one job that delivers this round by itself."""
-        return f"{self._unasked}{self.round}"
+        return f"send-{self.token}-{self.round}"
 
-    def is_asked_for(self, job: str) -> bool:
-        """Whether somebody wants *job* to send it; nobody asks for the delivery of any round."""
-        return not job.startswith(self._unasked)
-
-    @property
-    def _unasked(self) -> str:
-        return f"send-{self.token}-"
+    def is_delivery(self, job: str) -> bool:
+        """Whether *job* delivers this round or a former one; any other has been asked for."""
+        return job.startswith(f"send-{self.token}-")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +118,7 @@ class Generation:
     task_id: str | None
     asked_at: datetime | None
     failure: str | None
+    refused_for: str | None
 
     @property
     def age(self) -> float:
@@ -170,21 +175,22 @@ def begin(order: Order, job: str, replays: int) -> Video:
             return video
         if video.state == "refunded":
             return _next_round(connection, video, job, replays)
-        _change(connection, video, job=job, replays=replays)
+        noted = _noted(video.replayed, job, replays)
+        _change(connection, video, job=job, replays=replays, replayed=noted)
         return _locked(connection, order.order_id)
 
 
-def again(order_id: str, job: str) -> Video:
-    """Begin a new round of a refunded video, because its user wants it; else leave it as it is.
+def again(order_id: str, job: str, *, after: int) -> Video:
+    """Begin a round *after* a refunded one, because its user wants it; else leave it as it is.
 
-    A job that has worked on the refunded round begins no other: a tap may come late.
+    A tap that comes late, when that round has been had as well, begins no other.
 
     Raises:
         UserError: the user has too few credits; nothing is changed.
     """
     with database.transaction() as connection:
         video = _locked(connection, order_id)
-        if video.state != "refunded" or video.job == job:
+        if video.state != "refunded" or video.round != after:
             return video
         return _next_round(connection, video, job, 0)
 
@@ -208,8 +214,9 @@ def give_up_making(order_id: str, job: str, replays: int, reason: str) -> Ending
 def give_up_sending(order_id: str, job: str, reason: str, *, refund: bool) -> Ending | None:
     """Refund a round whose video cannot be delivered, or note that it may have arrived.
 
-    Credits are not returned for what may have arrived, whatever *refund* says. A job that comes
-    late, from a round that is over, changes nothing. None if there is no such video.
+    Credits are not returned for what may have arrived, whatever *refund* says; but they are where
+    all jobs in doubt have been refused in the end. A job that comes late, from a round that is
+    over, changes nothing. None if there is no such video.
     """
     with database.transaction() as connection:
         video = _find(connection, videos.c.order_id == order_id, lock=True)
@@ -217,10 +224,12 @@ def give_up_sending(order_id: str, job: str, reason: str, *, refund: bool) -> En
             return None
         delivers = video.state == "ready" and video.delivery == job
         delivers = delivers or (video.state == "sending" and video.sender == job)
-        if delivers and refund and not _may_have_arrived(connection, job):
+        # A second message of one job may have been at it when the first one gave up.
+        delivers = delivers or (video.state == "unconfirmed" and job in video.doubts)
+        if delivers and refund and not _may_have_arrived(connection, {job, *video.doubts}):
             return Ending(_refunded(connection, video, reason, sender=job), True)
         if delivers or (video.state == "unconfirmed" and _is_a_doubt(video, job)):
-            doubts = [*video.doubts, *({job} - {*video.doubts})]
+            doubts = _with(video.doubts, job)
             _change(connection, video, state="unconfirmed", doubts=doubts, reason=reason)
             return Ending(_locked(connection, order_id), True)
         return Ending(video, video.state == "refunded" and video.sender == job)
@@ -237,7 +246,18 @@ def _is_news(video: Video, job: str, replays: int) -> bool:
     """Whether a job has to be noted: it is not the last one, nor an old copy of its message."""
     if job == video.job and replays <= video.replays:
         return False
-    return video.state != "refunded" or replays > 0
+    if video.state != "refunded":
+        return True
+    return replays > 0 and _replay(job, replays) not in video.replayed
+
+
+def _noted(replayed: tuple[str, ...], job: str, replays: int) -> list[str]:
+    """Add a replay to those that have had their turn: a late copy of it begins nothing."""
+    return [*replayed, *({_replay(job, replays)} - {*replayed})] if replays else [*replayed]
+
+
+def _replay(job: str, replays: int) -> str:
+    return f"{job}/{replays}"
 
 
 def _inserted(connection: Connection, order: Order, job: str, replays: int) -> bool:
@@ -250,6 +270,7 @@ def _inserted(connection: Connection, order: Order, job: str, replays: int) -> b
         job=job,
         replays=replays,
         doubts=[],
+        replayed=_noted((), job, replays),
         begun_at=now,
         created_at=now,
         updated_at=now,
@@ -268,6 +289,7 @@ def _next_round(connection: Connection, video: Video, job: str, replays: int) ->
         round=video.round + 1,
         job=job,
         replays=replays,
+        replayed=_noted(video.replayed, job, replays),
         generation=None,
         result_url=None,
         sender=None,
@@ -294,9 +316,12 @@ def _title(video: Video) -> str:
 
 
 def generation(video: Video, model: str) -> Generation:
-    """Return the try that is under way; begin the next one if there is none."""
+    """Return the try that is under way; begin the next one if there is none.
+
+    What KIE has refused for the user's sake is the last try: it would be refused again.
+    """
     latest = _latest(video)
-    if latest is not None and latest.failure is None:
+    if latest is not None and (latest.failure is None or latest.refused_for):
         return latest
     number = 1 if latest is None else latest.number + 1
     with database.write() as connection:
@@ -356,10 +381,14 @@ def asked_for(generation_id: str) -> bool:
         return connection.execute(statement).scalar_one_or_none() is not None
 
 
-def failed(generation_id: str, failure: str) -> None:
-    """Note that a try has come to nothing; the next run begins another one."""
+def failed(generation_id: str, failure: str, *, refused_for: str = "") -> None:
+    """Note that a try has come to nothing; the next run begins another one.
+
+    Not where it was *refused_for* a reason that the user has to mend.
+    """
+    said = {"failure": failure, "refused_for": refused_for}
     with database.write() as connection:
-        connection.execute(_of(generation_id).values(failure=failure, updated_at=database.now()))
+        connection.execute(_of(generation_id).values(**said, updated_at=database.now()))
 
 
 def ready(video: Video, generation_id: str, result_url: str) -> Video:
@@ -402,8 +431,8 @@ def handed_over(video: Video, sender: str) -> None:
 def claim(order_id: str, job: str) -> tuple[Video, bool] | None:
     """Return a video and whether *job* may send it now; None if there is no such video.
 
-    The first to come delivers what is ready. What has arrived, or may have, is sent again only by
-    a job that somebody has asked for.
+    The first to come delivers what is ready, but no delivery of a former round. What has arrived,
+    or may have, is sent again only by a job that somebody has asked for.
 
     Ask once more when the sending is written down as intended, just before the call: a refund that
     comes between sees the intent, or is seen.
@@ -412,26 +441,24 @@ def claim(order_id: str, job: str) -> tuple[Video, bool] | None:
         video = _find(connection, videos.c.order_id == order_id, lock=True)
         if video is None:
             return None
-        if video.state == "ready":
+        if video.state == "ready" and (job == video.delivery or not video.is_delivery(job)):
             _change(connection, video, state="sending", sender=job)
             return _locked(connection, order_id), True
-        return video, _may_send(video, job)
-
-
-def _may_send(video: Video, job: str) -> bool:
-    match video.state:
-        case "sending":
-            return video.sender == job
-        case "sent":
-            return video.is_asked_for(job)
-        case "unconfirmed":
-            return _is_a_doubt(video, job)
-    return False
+        if video.state == "unconfirmed" and _is_a_doubt(video, job):
+            # Before the call: whoever gives up for the other doubts must know of this one.
+            _change(connection, video, doubts=_with(video.doubts, job))
+            return _locked(connection, order_id), True
+        asked_for_more = video.state == "sent" and not video.is_delivery(job)
+        return video, asked_for_more or (video.state == "sending" and video.sender == job)
 
 
 def _is_a_doubt(video: Video, job: str) -> bool:
-    """Whether *job* belongs to the doubt if a video has arrived: it began or shall end it."""
-    return video.is_asked_for(job) or job in video.doubts
+    """Whether *job* has left the doubt if a video has arrived, or is to end it."""
+    return job in video.doubts or not video.is_delivery(job)
+
+
+def _with(doubts: tuple[str, ...], job: str) -> list[str]:
+    return [*doubts, *({job} - {*doubts})]
 
 
 def sent(connection: Connection, order_id: str, message_id: str, file_id: str) -> None:
@@ -454,14 +481,40 @@ def sent(connection: Connection, order_id: str, message_id: str, file_id: str) -
         _log.error("order %s: message %s has brought a refunded video", order_id, message_id)
 
 
+def settle(order_id: str, *, arrived: bool, by: str) -> Video | None:
+    """Write down a person's word on an unconfirmed video: it has *arrived*, or is paid back.
+
+    None if there is no such video, or no doubt about it.
+
+    Raises:
+        Pending: a job is sending it just now, or its last call may still take effect.
+    """
+    with database.transaction() as connection:
+        video = _find(connection, videos.c.order_id == order_id, lock=True)
+        if video is None or video.state != "unconfirmed":
+            return None
+        if arrived:
+            _change(connection, video, state="sent", reason=None)
+            return _locked(connection, order_id)
+        if _may_still_arrive(connection, video.doubts):
+            raise Pending(f"the video of order {order_id} may still be about to arrive")
+        return _refunded(connection, video, f"settled by {by}")
+
+
 # ── Pieces of statements ─────────────────────────────────────────────────────────────────────
 
 
-def _may_have_arrived(connection: Connection, job: str) -> bool:
-    state = connection.execute(
-        select(effects.c.state).where(effects.c.key == sending_key(job))
-    ).scalar_one_or_none()
-    return state not in {None, "undone"}
+def _may_have_arrived(connection: Connection, jobs: set[str]) -> bool:
+    keys = [sending_key(job) for job in jobs]
+    of_jobs = select(effects.c.key).where(effects.c.key.in_(keys), effects.c.state != "undone")
+    return connection.execute(of_jobs.limit(1)).first() is not None
+
+
+def _may_still_arrive(connection: Connection, jobs: tuple[str, ...]) -> bool:
+    keys = [sending_key(job) for job in jobs]
+    open_still = effects.c.called_until > database.now()
+    of_jobs = select(effects.c.key).where(effects.c.key.in_(keys), open_still)
+    return connection.execute(of_jobs.limit(1)).first() is not None
 
 
 def sending_key(job: str) -> str:
@@ -503,7 +556,8 @@ def _find(
     if row is None:
         return None
     columns = dict(row._mapping)  # noqa: SLF001  # public, despite its name
-    return Video(**columns | {"doubts": tuple(columns["doubts"])})
+    lists = {name: tuple(columns[name]) for name in ("doubts", "replayed")}
+    return Video(**columns | lists)
 
 
 def _locked(connection: Connection, order_id: str) -> Video:

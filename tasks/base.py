@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial, wraps
-from typing import Any
+from typing import Any, ClassVar
 
 from celery import Task, current_task
 from celery.exceptions import Reject, TaskPredicate
@@ -58,6 +58,7 @@ class Operation(Task):
     typing = False  # `payload` checks more, and says it in words
     autoretry_for = retried()
     dont_autoretry_for = final()
+    retry_kwargs: ClassVar = {"throw": False}  # Celery copies each frame that a thrown one passes
     max_retries = None  # only the policy table counts
     adopt: Callable[..., Mapping[str, Any]] | None = None
     compensation: str = ""

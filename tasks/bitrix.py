@@ -284,6 +284,8 @@ def create(
         )
     if made.how == "done":
         return {"outcome": "created", f"{entity}_id": made.result["id"]}
+    if awaiting is not None and not linked:  # an update may have made the row, and knew of nobody
+        links.applied(entity, local_id, awaiting=awaiting)
     if given is not None:
         return update(entity, local_id, card, version, "adopted")
     return catch_up(entity, local_id, {**card, **linked}, version, mark=digest(card))

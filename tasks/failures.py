@@ -201,6 +201,7 @@ def letter(
     fact = error if isinstance(error, JobError) else classified(Exception(str(error)))
     kind = type(error).__name__
     history = History.from_headers(headers)
+    about = ids_to_amend(task, args, kwargs)
     last = history.after(fact, action="dead_letter", delay=0.0, spends="", waits=True, at=now)
     return Letter(
         message_id=job_id,
@@ -222,7 +223,7 @@ def letter(
         headers=headers,
         raw=b64encode(raw).decode(),
         replays=replays(headers),
-        compensation=Compensation("needed" if compensation_of(task) else "none"),
+        compensation=Compensation("needed", about) if about else Compensation(),
     )
 
 
@@ -247,10 +248,18 @@ def bury(dead: Letter) -> bool:
 # -- what a dead job had begun
 
 
-def compensation_of(task: str) -> str:
-    """Return the name of the task that makes good what *task* has begun; empty for none."""
+def ids_to_amend(task: str, args: Any, kwargs: Any) -> dict[str, str]:
+    """Return the ids in a payload, if the task has a compensation to pass them to.
+
+    None of a payload that the task could not have worked with: nothing was begun.
+    """
     known = operation_named(task)
-    return known.compensation if known else ""
+    if known is None or not known.compensation:
+        return {}
+    try:
+        return known.payload.ids(known.payload.read(tuple(args or ()), dict(kwargs or {})))
+    except JobError:
+        return {}
 
 
 def operation_named(task: str) -> Operation | None:
@@ -267,46 +276,28 @@ def compensate(dead: Letter) -> None:
     """
     if dead.compensation.state not in {"needed", "sent"}:
         return
-    try:
-        dead_letters().compensate(dead.message_id, _sent(dead))
-    except (OperationalError, RedisError) as unsent:
-        logger.warning("the compensation of %s is sent later: %s", dead.message_id, unsent)
-
-
-def _sent(dead: Letter) -> str:
-    """Send the compensation of a letter; return the state that it has then."""
-    call = dead.message_body
     # The letter's own count goes up when it is replayed; this is about the run that died.
     job = Job(dead.message_id, replays=replays(dead.headers))
     kind = KINDS.get(dead.error_type, Unclassified)
     try:
-        amend(call.task, call.args, call.kwargs, job, kind, queue=dead.original_queue)
-    except JobError as hopeless:  # a payload that nobody could have worked with
-        logger.error("nothing to make good for %s: %s", dead.message_id, hopeless)  # noqa: TRY400
-        return "none"
-    return "sent"
+        amend(dead.message_body.task, dead.compensation.about, job, kind, queue=dead.original_queue)
+        dead_letters().compensate(dead.message_id, "sent")
+    except (OperationalError, RedisError) as unsent:
+        logger.warning("the compensation of %s is sent later: %s", dead.message_id, unsent)
 
 
 def amend(
-    task: str,
-    args: Any,
-    kwargs: Any,
-    job: Job,
-    kind: type[JobError],
-    *,
-    queue: str = "",
+    task: str, ids: Mapping[str, str], job: Job, kind: type[JobError], *, queue: str = ""
 ) -> None:
-    """Send the compensation of a job that *kind* has ended, if its task has one.
+    """Send the compensation of a job about *ids* that *kind* has ended.
 
     Raises:
-        InvalidData: its payload is none that the task could have worked with.
         kombu.exceptions.OperationalError: if the broker cannot be reached; nothing was sent.
     """
     operation = operation_named(task)
-    if operation is None or not operation.compensation:
-        return
+    assert operation is not None  # noqa: S101 - `ids_to_amend` has found it
     app.tasks[operation.compensation].apply_async(
-        kwargs=operation.amends(kind, job, operation.payload.write(args, kwargs)),
+        kwargs=operation.amends(kind, job, ids),
         task_id=f"{job.id}-amends-{job.replays}",
         queue=queue or None,  # whoever runs such jobs can run their compensation
     )
@@ -321,8 +312,10 @@ def cancel(parked: Parked) -> bool:
     Raises:
         kombu.exceptions.OperationalError: if the broker cannot be reached; nothing was changed.
     """
-    job = Job(parked.message_id, replays=parked.replays)
-    amend(parked.task, parked.args, parked.kwargs, job, Cancelled, queue=parked.queue)
+    ids = ids_to_amend(parked.task, parked.args, parked.kwargs)
+    if ids:
+        job = Job(parked.message_id, replays=parked.replays)
+        amend(parked.task, ids, job, Cancelled, queue=parked.queue)
     return parking().cancel(parked.message_id) is not None
 
 

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Annotated, Any
 
-from clients.telegram import Button, Sent, telegram
 from pydantic import StringConstraints
 
+from clients.telegram import Button, Sent, telegram
 from config import messages, services
 from config.settings import settings
-from storage import chats, effects
+from storage import chats, effects, videos
 from tasks import operation
 from tasks.base import job
 from tasks.payloads import Id
@@ -22,6 +22,7 @@ Locale = Annotated[str, StringConstraints(pattern=r"^[A-Za-z]{2,8}([-_][A-Za-z0-
 Code = Annotated[str, StringConstraints(pattern=r"^[a-z_]{1,50}$")]
 Facts = dict[str, str]
 
+STILL_WORKING = "still_working"
 AGAIN, SEND = "again", "send"  # what a button asks for
 BUTTONS: Mapping[str, tuple[str, str]] = {  # message → label, what it asks for
     "photo_unreachable": ("button_try_again", AGAIN),
@@ -43,11 +44,14 @@ def inform(
     message: str,
     *,
     key: str,
-    token: str = "",
+    mark: str = "",
     cost: Decimal | None = None,
     available: Decimal | None = None,
 ) -> None:
-    """Send a message as a job of its own; *key* and message name it, so that it is sent once."""
+    """Send a message as a job of its own; *key* and message name it, so that it is sent once.
+
+    *mark* says which round of which video it is about: `videos.Video.mark`.
+    """
     facts = {
         "credits": amount(cost),
         "needed": amount(cost),
@@ -59,7 +63,7 @@ def inform(
             "chat_id": chat_id,
             "locale": locale,
             "message": message,
-            "token": token,
+            "mark": mark,
             "facts": facts,
         },
         task_id=f"{key}-{message}",
@@ -85,12 +89,14 @@ def notify(
     chat_id: Id,
     locale: Locale,
     message: Code,
-    token: str = "",
+    mark: str = "",
     facts: Facts = {},  # noqa: B006 - pydantic copies it
 ) -> Outcome:
     """Send one message to a user, at most once."""
+    if message == STILL_WORKING and not is_under_way(mark):
+        return {"outcome": "superseded"}
     text = messages.text(message, locale, **facts)
-    chat, buttons = chats.now(chat_id), buttons_of(message, token, locale)
+    chat, buttons = chats.now(chat_id), buttons_of(message, mark, locale)
     sent = effects.once(
         f"telegram.message:{job().id}",
         lambda: receipt(telegram().send_message(chat, text, buttons)),
@@ -100,9 +106,15 @@ def notify(
     return {"outcome": "sent", "message_id": sent.result["message_id"]}
 
 
-def buttons_of(message: str, token: str, locale: str) -> list[Button]:
+def is_under_way(mark: str) -> bool:
+    """Whether the round that a message is about has not ended yet."""
+    video = videos.by_token(mark.partition(":")[0])
+    return video is not None and video.mark == mark and video.state in {"paid", "ready", "sending"}
+
+
+def buttons_of(message: str, mark: str, locale: str) -> list[Button]:
     """Return what can be pressed under a message."""
-    if message not in BUTTONS or not token:
+    if message not in BUTTONS or not mark:
         return []
     label, wanted = BUTTONS[message]
-    return [Button(messages.text(label, locale), f"{wanted}:{token}")]
+    return [Button(messages.text(label, locale), f"{wanted}:{mark}")]

@@ -12,11 +12,20 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import unquote, urlsplit
 
 from pydantic import AfterValidator, Field, StringConstraints
 from sqlalchemy import Connection
 
-from classifiers.errors import Cancelled, InternalError, NotFound, Pending, ServiceUnavailable
+from classifiers.errors import (
+    Cancelled,
+    InternalError,
+    JobError,
+    NotFound,
+    Pending,
+    ServiceUnavailable,
+    UserError,
+)
 from classifiers.kie import classify_failure
 from clients.downloads import fetch
 from clients.kie import Progress, kie
@@ -36,9 +45,10 @@ Outcome = dict[str, Any]
 
 
 def _holds_no_token(link: str) -> str:
-    """A link to a file of Telegram's holds the bot's token, and would give it to KIE."""
-    if re.search(r"/bot\d+:", link):
-        raise ValueError("holds the token of a bot; pass a link that does not")
+    """KIE gets the link as it is; one to a file of Telegram's holds the bot's token."""
+    plain = unquote(link)
+    if re.search(r"/bot\d+:", plain) or urlsplit(plain).username is not None:
+        raise ValueError("holds a login or the token of a bot; pass a link that does not")
     return link
 
 
@@ -67,7 +77,7 @@ def ask_for_patience(order_id: str, **_: Any) -> None:
     """Tell the user that it takes longer; once in a round."""
     video = videos.get(order_id)
     if video is not None:
-        inform(video.chat_id, video.locale, "still_working", key=video.charge)
+        inform(video.chat_id, video.locale, "still_working", key=video.charge, mark=video.mark)
 
 
 @operation(name="video.generate", compensation="video.make_good", ask_for_patience=ask_for_patience)
@@ -85,9 +95,8 @@ def generate(
     video = videos.begin(order, job().id, job().replays)
     if video.state == "paid":
         video = made(video)
-    if video.state == "ready":
-        send.apply_async(kwargs={"order_id": order_id}, task_id=video.delivery)
     if video.state in UNDER_WAY:
+        hand_over(video)
         raise Pending("it is made, and on its way to the user", service="telegram")
     if video.state == "refunded":
         explain_again(video)
@@ -102,32 +111,45 @@ def made(video: Video) -> Video:
         JobError: it came to nothing; the next run begins another try.
     """
     generation = videos.generation(video, settings().kie_model)
+    if generation.refused_for:
+        raise UserError("KIE has refused it", reason=generation.refused_for, service="kie")
+    if generation.number > services.tries(settings()):
+        raise ServiceUnavailable("KIE has tried often enough", service="kie", code="tries")
     if generation.asked_at is None:
-        create(video, generation)
+        if create(video, generation):
+            raise another_look(0.0, "just begun")
         generation = videos.generation(video, settings().kie_model)
     seen = kie().look(generation.task_id or "")
     if seen.state == "success":
         return fetched(video, generation, seen)
     if seen.state == "fail":
-        failure = classify_failure(seen.fail_code, seen.fail_message)
-        videos.failed(generation.id, str(failure))
-        raise failure
+        raise failed(generation, classify_failure(seen.fail_code, seen.fail_message))
     if not seen.state and generation.age > services.scaled(services.VISIBLE_WITHIN):
         videos.failed(generation.id, "KIE does not know it")
         raise NotFound("KIE took the job and does not know it", service="kie", code="lost")
     if generation.age > services.scaled(services.GENERATION_DEADLINE):
         videos.failed(generation.id, "not ready in time")
         raise ServiceUnavailable("not ready in time", service="kie", code="too_late")
-    pause = services.poll_pause(generation.age, called_back=bool(settings().public_url))
-    raise Pending(
-        f"KIE is making it ({seen.state or 'not visible yet'})",
-        service="kie",
-        retry_after=services.scaled(pause),
-    )
+    raise another_look(generation.age, seen.state or "not visible yet")
 
 
-def create(video: Video, generation: Generation) -> None:
-    """Have KIE begin, at most once.
+def failed(generation: Generation, failure: JobError) -> JobError:
+    """Note a failed try, and return why; what stops others, too, is told to their gate."""
+    refused_for = failure.reason if isinstance(failure, UserError) else ""
+    videos.failed(generation.id, str(failure), refused_for=refused_for)
+    kie().stop_creating(failure)
+    return failure
+
+
+def another_look(age: float, state: str) -> Pending:
+    """Return the wait until KIE is asked again about a generation that is *age* seconds old."""
+    pause = services.poll_pause(age, called_back=bool(settings().public_url))
+    wait = kie().next_look(services.scaled(pause))
+    return Pending(f"KIE is making it ({state})", service="kie", retry_after=wait)
+
+
+def create(video: Video, generation: Generation) -> bool:
+    """Have KIE begin, at most once. False if it had begun before, and may be over by now.
 
     Nothing there can be asked by our id (UPSTREAMS 2.1): what a lost answer has begun is found by
     its callback, and taken for not begun when that must have come.
@@ -145,7 +167,7 @@ def create(video: Video, generation: Generation) -> None:
 
     lease = services.scaled(services.kie(settings()).lease)
     callbacks = services.scaled(services.CALLED_BACK_WITHIN) if settings().public_url else 0.0
-    effects.once(
+    effect = effects.once(
         f"kie.create:{generation.id}",
         begin,
         find=called_back,
@@ -154,6 +176,7 @@ def create(video: Video, generation: Generation) -> None:
         found_within=max(lease, callbacks),
         record=record,
     )
+    return effect.how == "done"
 
 
 def address(generation: Generation) -> str | None:
@@ -171,10 +194,14 @@ def fetched(video: Video, generation: Generation, seen: Progress) -> Video:
     if seen.result_url is None:
         raise InternalError("KIE says success and names no file", service="kie", code="no_result")
     file = media.path(generation.id)
-    if not any(fetch(link, file) for link in links(seen.result_url)):
+    link = next((link for link in links(seen.result_url) if fetch(link, file)), None)
+    if link is None:
         videos.failed(generation.id, "the result has expired")
         raise ServiceUnavailable("the result has expired", service="kie", code="expired")
-    return videos.ready(video, generation.id, seen.result_url)
+    now = videos.ready(video, generation.id, link)
+    if now.generation != generation.id:  # the round was over before
+        media.forget(generation.id)
+    return now
 
 
 def links(result_url: str) -> Iterator[str]:
@@ -249,8 +276,19 @@ def delivered(video: Video) -> Outcome:
         sent = telegram().send_video(chat, source)
         if sent is not None:
             return receipt(sent)
-    text = messages.text("video_link", video.locale, link=video.result_url or "")
+    text = messages.text("video_link", video.locale, link=living_link(video))
     return receipt(telegram().send_message(chat, text))
+
+
+def living_link(video: Video) -> str:
+    """Return a link that still works for some time. Raises NotFound if there is none."""
+    made_for = (datetime.now(UTC) - video.begun_at).total_seconds()
+    if video.result_url is not None and made_for < services.RESULT_LIFE:
+        return video.result_url
+    fresh = kie().fresh_link(video.result_url) if video.result_url else None
+    if fresh is None:
+        raise NotFound("its links have expired", service="kie", code="expired")
+    return fresh
 
 
 def sources(video: Video) -> list[Source]:
@@ -285,7 +323,7 @@ def settle_doubts(video: Video) -> None:
 def make_good(
     task: Name,
     payload: Fields,
-    job_id: Id,
+    job_id: str,
     replays: Count,
     error_type: str,
     category: str,
@@ -330,7 +368,7 @@ def explain(
     if ending is not None and ending.by_this_job:
         video = ending.video
         said = "delivery_unknown" if video.state == "unconfirmed" else message
-        inform(video.chat_id, video.locale, said, key=key, token=video.token, cost=video.cost)
+        inform(video.chat_id, video.locale, said, key=key, mark=video.mark, cost=video.cost)
     elif ending is None and message == NO_CREDITS:  # nothing else can be said of what never began
         available = credits.balance(payload["user_id"])
         cost = Decimal(payload["cost"])
@@ -353,17 +391,31 @@ def end(video: Video) -> None:
         wake(video)
 
 
+def settle(order_id: str, *, arrived: bool, by: str) -> Video | None:
+    """Carry out a person's word on an unconfirmed video; None if there is no doubt about it.
+
+    Raises:
+        Pending: it is being sent just now.
+    """
+    video = videos.settle(order_id, arrived=arrived, by=by)
+    if video is not None:
+        for doubtful in video.doubts:
+            dead_letters().discard(doubtful, by=by, note="settled")
+        end(video)
+    return video
+
+
 # -- what the user presses
 
 
 @operation(name="video.handle_press")
 def handle_press(callback_id: Id, data: Press, chat_id: Id, message_id: Id) -> Outcome:
     """Do what a button asks for; a second tap changes nothing."""
-    wanted, _, token = data.partition(":")
-    video = videos.by_token(token)
+    wanted, _, mark = data.partition(":")
+    video = videos.by_token(mark.partition(":")[0])
     if video is None or chats.now(video.chat_id) != chat_id:
         return answered(callback_id, "press_refused", messages.LOCALES[0], {})
-    said, facts = pressed(video, wanted, message_id)
+    said, facts = pressed(video, wanted, mark, message_id)
     return answered(callback_id, said, video.locale, facts) | {"order_id": video.order_id}
 
 
@@ -373,29 +425,29 @@ def answered(callback_id: str, said: str, locale: str, facts: Mapping[str, str])
     return {"outcome": said}
 
 
-def pressed(video: Video, wanted: str, message_id: str) -> tuple[str, dict[str, str]]:
-    """Return what is answered to a press, and its facts."""
-    if wanted == SEND and video.state == "unconfirmed":
+def pressed(video: Video, wanted: str, mark: str, message_id: str) -> tuple[str, dict[str, str]]:
+    """Return what is answered to a press on a button with this *mark*, and its facts."""
+    if wanted == SEND and mark == video.mark and video.state == "unconfirmed":
         job_id = f"resend-{video.token}-{message_id}"  # one for all taps on one button
         send.apply_async(kwargs={"order_id": video.order_id}, task_id=job_id)
         return "press_sending", {}
-    if wanted == AGAIN and video.state == "refunded":
+    if wanted == AGAIN and mark == video.mark and video.state == "refunded":
         available = credits.balance(video.user_id)
         video = videos.get(video.order_id) or video  # another tap may have spent them just now
         if video.state == "refunded" and available < video.cost:
             return NO_CREDITS, {"needed": amount(video.cost), "available": amount(available)}
         if video.state == "refunded":
-            video = videos.again(video.order_id, again_id(video.token, video.round + 1))
-    if video.state == "paid" and video.job == again_id(video.token, video.round):
+            video = videos.again(video.order_id, again_id(mark), after=video.round)
+    if video.state == "paid" and video.job == again_id(mark):
         # Also for a second tap, and after a crash: sent twice, it is one job.
         generate.apply_async(kwargs=video.order, task_id=video.job)
         return "press_started", {}
     return ANSWERS.get(video.state, "press_refused"), {}
 
 
-def again_id(token: str, number: int) -> str:
-    """Return the id of the job of a round that was begun by a button."""
-    return f"again-{token}-{number}"
+def again_id(mark: str) -> str:
+    """Return the id of the one job that all taps on a button of this round begin."""
+    return f"again-{mark}"
 
 
 # -- what KIE tells us
@@ -407,7 +459,7 @@ def handle_callback(generation: Id, task_id: Id | None = None) -> Outcome:
     video = videos.called_back(generation, task_id)
     if video is None or video.state != "paid":
         return {"outcome": "ignored"}
-    if not wake(video):
+    if not wake(video) and job().age < services.scaled(services.CALLBACK_PATIENCE):
         raise Pending("the job that waits for it is just looking", service="kie")
     return {"outcome": "recorded", "order_id": video.order_id}
 

@@ -3,7 +3,7 @@
 -- ARGV  1 action  2 limits as JSON  3 subject, '' for the whole service  4 its pace in seconds or 0  5 waiting jobs  6 jitter 0…1
 --       7, 8 by action: admit: digest of the credential or ''     success, failure: number of the probe or 0
 --       limited: number of the probe, seconds to wait     unpaid: number of the probe, note
---       pause: by whom, note     hold: digest, note     resume, reset: nothing
+--       pause: by whom, note     hold: digest, note     resume, reset: nothing     queue_up: seconds until it is needed
 local gate, single, action, limits = KEYS[1], KEYS[2], ARGV[1], cjson.decode(ARGV[2])
 local subject, pace, waiting, jitter = ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local clock = redis.call('TIME')
@@ -143,6 +143,13 @@ local function admit(digest)
   return { 'admitted', text(wait), probe, (field.broken_since or field.failures) and 0 or 1 }
 end
 
+-- For who needs no permit before then: a place in the line as long as that is not used up, so that nobody comes to be refused.
+local function queue_up(after)
+  local earliest = now + tonumber(after)
+  if tonumber(field.tail or 0) <= earliest then return after end
+  return line_up(earliest, 'tail')
+end
+
 local function is_current(probe)
   return field.probe_until and tonumber(probe) == tonumber(field.probe)
 end
@@ -236,6 +243,6 @@ end
 
 local actions = {
   admit = admit, success = success, failure = failure, pause = pause, resume = resume, hold = hold, reset = reset,
-  unpaid = unpaid, limited = function(probe, asked) return limited(probe, tonumber(asked)) end,
+  unpaid = unpaid, queue_up = queue_up, limited = function(probe, asked) return limited(probe, tonumber(asked)) end,
 }
 return actions[action](ARGV[7], ARGV[8])

@@ -12,12 +12,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 from celery.result import AsyncResult
 
-from tasks import app, bitrix
+from storage import credits
+from tasks import app, bitrix, video
+from tasks.base import Operation
 
 OPERATIONS = {
     task.name: task
-    for task in vars(bitrix).values()
-    if getattr(task, "name", "").startswith("bitrix.")
+    for module in (bitrix, video)
+    for task in vars(module).values()
+    if isinstance(task, Operation)
 }
 
 
@@ -51,6 +54,8 @@ def get(job, timeout):
 
 
 def answer(request):
+    if "grant" in request:
+        return str(credits.grant(request["grant"], request["amount"], "a gift"))
     if "get" in request:
         return get(request["get"], request["timeout"])
     with ThreadPoolExecutor(len(request["calls"])) as pool:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ QUICK = {"RETRY_TIME_SCALE": "0.05", "VISIBILITY_TIMEOUT": "3", "WORKER_THREADS"
 # Fast enough not to be what a test waits for; the portal is told the same.
 RATE = {"BITRIX_RATE": "100", "BITRIX_BURST": "100"}
 SERVICE = Service("bitrix", 100, 100, max_wait=5.0, connect_timeout=5.0, read_timeout=65.0)
+QUEUES = ("bitrix", "kie", "telegram")
 FAST_PORTAL = ("--rate", "100", "--burst", "100", "--latency", "0.01")
 
 
@@ -131,7 +133,7 @@ class System:
     """One Redis, one database, any number of workers, beside a portal that others use, too."""
 
     stack: Stack
-    portal: Portal
+    portal: Portal | None = None
 
     def __post_init__(self) -> None:
         self.stack.start_redis()
@@ -183,6 +185,10 @@ class System:
             for task, kwargs in calls
         ]
         return self.caller.ask(calls=wanted)
+
+    def grant(self, user: str, amount: Decimal) -> None:
+        """Give credits to a user."""
+        self.caller.ask(grant=user, amount=str(amount))
 
     def result(self, job: str) -> dict[str, Any]:
         """The result of a job that is done, or soon will be."""
@@ -240,8 +246,10 @@ class System:
     def leftovers(self) -> dict[str, int]:
         """What waits or runs, by the place where it does; empty when there is nothing to do."""
         with self.redis.pipeline(transaction=True) as look:  # a job in between is in one of them
-            look.llen("bitrix").hlen("unacked").zcard(keys.PARKED_DUE).llen(keys.CORRUPT)
-            counts = zip(("bitrix", "unacked", "parked", "corrupt"), look.execute(), strict=True)
+            for queue in QUEUES:
+                look.llen(queue)
+            look.hlen("unacked").zcard(keys.PARKED_DUE).llen(keys.CORRUPT)
+            counts = zip((*QUEUES, "unacked", "parked", "corrupt"), look.execute(), strict=True)
         return {place: count for place, count in counts if count}
 
     def calm(self) -> None:

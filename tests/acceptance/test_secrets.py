@@ -7,8 +7,12 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 import httpx
-from acceptance.system import System
+from acceptance.studio import rehearsal, studio
+from acceptance.system import PATIENCE, System
 from fixtures.waiting import eventually
+
+from sandbox.rehearsal import Part
+from sandbox.scenarios import ALWAYS, SCENARIOS, Scenario, bot, kie
 
 
 def spellings(secret: str) -> Iterator[bytes]:
@@ -74,3 +78,64 @@ def test_no_secret_is_left_anywhere(office: System, order: str):
     for kind in ("perennial.db", "worker.log", "appendonly.aof"):
         assert any(name.startswith(kind) for name in places(office, order))
     assert {name: at for name, secret in secrets.items() if (at := places(office, secret))} == {}
+
+
+def test_no_secret_of_a_video_is_left_anywhere(tmp_path):
+    with studio(tmp_path) as system, rehearsal(system) as player:
+        env = system.stack.env
+        key, token = env["KIE_API_KEY"], env["TELEGRAM_BOT_TOKEN"]
+        of_kie = f"cannot serve {env['KIE_BASE_URL']} with Bearer {key}, {key}"
+        of_bot = f"cannot serve {env['TELEGRAM_BASE_URL']}/bot{token}/sendVideo, {token}"
+        failures = [
+            {"kie": kie("error", code="422", description=of_kie, times=ALWAYS)},
+            {"kie": kie("non_json", description=of_kie, after=True)},
+            {"kie": kie("error", "recordInfo", code="500", description=of_kie, times=2)},
+            {"kie": kie("lost_answer")},
+            {"telegram": bot("error", code="400", description=of_bot, times=ALWAYS)},
+            {"telegram": bot("non_json", description=of_bot)},
+            {"telegram": bot("status", status=502, description=of_bot)},
+            {"telegram": bot("lost_answer")},
+            {"telegram": bot("error", "sendMessage", status=400, description=of_bot)},
+        ]
+        closing = {
+            "kie": {"kie": kie("error", code="401", description=of_kie)},
+            "telegram": {
+                "telegram": bot("error", code="unauthorized", status=401, description=of_bot)
+            },
+        }
+        system.worker()
+        cast = [
+            Part(n, Scenario("told", SCENARIOS[0].end, **found)) for n, found in enumerate(failures)
+        ]
+        player.play(cast)
+        for number, (service, found) in enumerate(closing.items(), len(cast)):
+            held = Part(number, Scenario("told", SCENARIOS[0].end, **found))
+            player.arm([held])
+            player.give([held])
+            eventually(
+                lambda: any(job.reason == "Unauthorized" for job in system.parking.jobs()),
+                within=PATIENCE,
+            )
+            system.operate("gate", "reset", service)
+            player.rest()
+        door = f"{system.stack.url('api')}/webhooks"
+        header = "X-Telegram-Bot-Api-Secret-Token"
+        for secret in (env["TELEGRAM_WEBHOOK_SECRET"], "wrong"):
+            sent = {header: secret}
+            httpx.post(f"{door}/telegram", json={"update_id": 1}, headers=sent, trust_env=False)
+        httpx.post(f"{door}/kie/nobody", json={"data": {"taskId": "1"}}, trust_env=False)
+        player.rest()
+        died = {letter.error_type for letter in system.open_letters()}
+        secrets = {
+            "key of KIE": key,
+            "HMAC key of KIE": env["KIE_WEBHOOK_HMAC_KEY"],
+            "token of the bot": token.partition(":")[2],
+            "secret of the bot's webhook": env["TELEGRAM_WEBHOOK_SECRET"],
+        }
+
+        assert died == {"InvalidData", "OutcomeUnknown"}
+        for kind in ("perennial.db", "worker.log", "appendonly.aof"):
+            assert any(name.startswith(kind) for name in places(system, cast[0].order))
+        assert {
+            name: at for name, secret in secrets.items() if (at := places(system, secret))
+        } == {}

@@ -28,9 +28,19 @@ WRONG = {
         {"BITRIX_WEBHOOK_URL": UNSET},
         "perennial: the queue bitrix cannot be served: BITRIX_WEBHOOK_URL is not set",
     ),
+    "no key of KIE, and only its queue": (
+        ["-Q", "kie"],
+        {"KIE_API_KEY": UNSET},
+        "perennial: the queue kie cannot be served: KIE_API_KEY is not set",
+    ),
+    "no bot, and only its queue": (
+        ["-Q", "telegram"],
+        {"TELEGRAM_BOT_TOKEN": UNSET},
+        "perennial: the queue telegram cannot be served: TELEGRAM_BOT_TOKEN is not set",
+    ),
     "nothing to do": (
         [],
-        {"BITRIX_WEBHOOK_URL": UNSET},
+        {"BITRIX_WEBHOOK_URL": UNSET, "KIE_API_KEY": UNSET, "TELEGRAM_BOT_TOKEN": UNSET},
         "perennial: there is no queue to serve (bitrix: BITRIX_WEBHOOK_URL is not set",
     ),
     "a database that is not there": (

@@ -65,7 +65,7 @@ def test_a_letter_comes_back_as_it_was_written(dead):
         headers={"spent": {"Retryable": 2}, "пусто": []},
         payload_version=3,
         raw=base64.b64encode(b"\xff\x00").decode(),
-        compensation=Compensation("needed"),
+        compensation=Compensation("needed", {"order_id": "17"}),
     )
 
     dead.bury(written)
@@ -75,7 +75,10 @@ def test_a_letter_comes_back_as_it_was_written(dead):
     assert len(found.fingerprint) == 12
     assert Letter.from_json(found.to_json()) == found
     assert next(iter(json.loads(found.to_json()))) == "message_id"
-    assert json.loads(found.to_json())["compensation"] == {"state": "needed"}
+    assert json.loads(found.to_json())["compensation"] == {
+        "state": "needed",
+        "about": {"order_id": "17"},
+    }
 
 
 def test_an_unknown_letter_is_none(dead):
@@ -154,6 +157,13 @@ def test_what_is_no_letter_is_a_value_error(text):
 
 
 # Secrets
+
+
+def test_what_a_compensation_is_about_is_found_again_though_it_looks_like_a_secret(redis_client):
+    dead = DeadLetters(redis_client, secrets=("test",))
+    dead.bury(letter("job-1", compensation=Compensation("needed", {"order_id": "test-17"})))
+
+    assert dead.get("job-1").compensation.about == {"order_id": "test-17"}
 
 
 def test_secrets_are_hidden_wherever_they_stand(redis_client):

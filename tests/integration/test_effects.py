@@ -1004,6 +1004,31 @@ def test_transaction_inside_a_transaction_fails_instead_of_hanging(monkeypatch):
 
 
 @only_on_sqlite
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["thread", "process"])
+def test_result_survives_a_writer_that_is_slower_than_our_patience(
+    database, monkeypatch, elsewhere
+):
+    monkeypatch.setattr(storage_database, "PATIENCE", 0.1)
+    with storage_database.read() as connection:
+        connection.exec_driver_sql("PRAGMA busy_timeout = 100")
+    other = storage_database.build(database, pooled=False)
+    writing = threading.Event()
+
+    def write_slowly():
+        with other.begin() if elsewhere else storage_database.transaction():
+            writing.set()
+            time.sleep(0.4)
+
+    def do():
+        threads.submit(write_slowly)
+        assert writing.wait(10)
+        return DEAL
+
+    with ThreadPoolExecutor(1) as threads:
+        assert once(do) == Effect(DEAL, "done")
+
+
+@only_on_sqlite
 @pytest.mark.parametrize(
     ("pragma", "value"),
     [("journal_mode", "wal"), ("synchronous", 2), ("foreign_keys", 1), ("busy_timeout", 10_000)],

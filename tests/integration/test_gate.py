@@ -193,6 +193,27 @@ def test_one_refusal_serves_all_waiting_jobs_of_a_caller(redis_client):
     assert last.retry_after < following.retry_after + 0.05 < last.retry_after + 0.1
 
 
+def test_who_asks_at_an_interval_stands_in_a_line_that_is_longer(redis_client):
+    gate = Gate(redis_client, SLOW)
+    break_open(gate)
+    refusal(gate, CircuitOpen, waiting=1000)
+    end = SLOW.reset_timeout + 1000 * gate.spacing
+
+    places = [gate.queue_up(20.0) for _ in range(30)]
+    refused = refusal(gate, CircuitOpen).retry_after
+
+    assert places == [pytest.approx(end + n * gate.spacing, abs=1) for n in range(30)]
+    assert refused == pytest.approx(end + 30 * gate.spacing, abs=1)
+    assert gate.queue_up(600.0) == 600.0
+
+
+def test_who_asks_at_an_interval_makes_no_line(redis_client):
+    gate = Gate(redis_client, SLOW)
+
+    assert [gate.queue_up(20.0) for _ in range(3)] == [20.0] * 3
+    assert redis_client.hget(key_of(SLOW), "tail") is None
+
+
 def test_the_line_starts_a_second_lap_instead_of_an_absurd_wait(redis_client):
     gate = Gate(redis_client, SLOW)
     break_open(gate)
@@ -821,6 +842,7 @@ def test_without_redis_nothing_is_admitted_and_no_report_fails(own_redis):
     assert gate.report_limited(permit, 7) == 7
     assert gate.report_limited(permit) == 0.5
     assert gate.report_unpaid(permit) is None
+    assert gate.queue_up(20.0) == 20.0
 
 
 def test_a_refusal_survives_pickling(redis_client):

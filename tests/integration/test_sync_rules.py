@@ -145,6 +145,17 @@ def test_a_deal_that_was_there_gets_its_contact_even_if_an_update_overtakes(
     assert office.deal("o9")["CONTACT_ID"] == links.get("contact", "u9").remote_id
 
 
+def test_a_deal_that_an_update_has_made_gets_the_contact_its_create_waits_for(office, redis_client):
+    run(bitrix.update_deal, LATE, order_id="o10", fields={"STAGE_ID": "WON"})
+    run(bitrix.create_deal, order_id="o10", title="t", contact_user_id="u10")
+    run(bitrix.create_contact, user_id="u10", name="Ann", email="ann10@example.com")
+    (message,) = redis_client.lrange("bitrix", 0, -1)
+    run(bitrix.attach_contact, order_id="o10", user_id="u10")
+
+    assert json.loads(message)["headers"]["task"] == bitrix.attach_contact.name
+    assert office.deal("o10")["CONTACT_ID"] == links.get("contact", "u10").remote_id
+
+
 def test_a_contact_that_comes_after_its_deal_was_deleted_is_no_dead_letter(office):
     run(bitrix.create_deal, order_id="o7", title="t", contact_user_id="u7")
     run(bitrix.create_contact, user_id="u7", name="Ann", email="ann7@example.com")

@@ -672,7 +672,7 @@ def park(broker, reason, **headers):
 @pytest.mark.parametrize("reason", ["Pending", "OutcomeUnknown"])
 def test_a_job_that_waits_for_news_is_woken_by_them(broker, parking, reason):
     park(broker, reason)
-    worker = Worker(broker.connect(bell_timeout=0.1))
+    worker = Worker(broker.connect())  # it sleeps until the bell rings
     worker.rest()
 
     assert parking.wake("job")

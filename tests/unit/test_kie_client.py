@@ -12,6 +12,7 @@ from classifiers import kie as classifier
 from classifiers.errors import (
     BillingExhausted,
     CredentialHeld,
+    InternalError,
     InvalidData,
     JobError,
     NotConfigured,
@@ -21,6 +22,7 @@ from classifiers.errors import (
     RateLimited,
     ServiceUnavailable,
     Unauthorized,
+    UserError,
 )
 from clients import kie as client
 from clients.http import Upstream
@@ -145,7 +147,7 @@ def test_a_prompt_may_be_as_long_as_the_model_takes_it(kie, site, model):
     kie(model).create(PHOTO, "ж" * longest, None)
     error = error_of(lambda: kie(model).create(PHOTO, "ж" * (longest + 1), None))
 
-    assert (type(error), error.code) == (InvalidData, "prompt_too_long")
+    assert (type(error), error.reason) == (UserError, "prompt_too_long")
     assert str(longest) in error.detail
     assert len(site.requests) == 1
 
@@ -300,9 +302,8 @@ def test_a_task_that_kie_does_not_know_yet_has_no_state(kie, site, answer):
         httpx.Response(502),
         bad(500, "Server error"),
         bad(455, "maintenance"),
-        httpx.Response(200, text="nonsense"),
     ],
-    ids=["not reached", "silent", "502", "500", "maintenance", "nonsense"],
+    ids=["not reached", "silent", "502", "500", "maintenance"],
 )
 def test_a_look_that_fails_is_no_failed_generation(kie, site, answer):
     site.answers = [answer]
@@ -311,6 +312,44 @@ def test_a_look_that_fails_is_no_failed_generation(kie, site, answer):
     assert type(error) is Pending
     assert error.detail.startswith("KIE could not be asked: ")
     assert error.retry_after is None
+
+
+def test_an_answer_that_never_makes_sense_is_not_waited_for(kie, site):
+    site.answers = [httpx.Response(200, text="nonsense")]
+
+    assert type(error_of(lambda: kie().look("task_1"))) is InternalError
+
+
+@pytest.mark.parametrize(
+    ("failure", "then"),
+    [
+        (NotConfigured("the model is paused"), Paused),
+        (BillingExhausted("no credits"), BillingExhausted),
+        (ServiceUnavailable("Timeout"), None),
+        (UserError("too dark", reason="photo_too_dark"), None),
+    ],
+    ids=["model", "billing", "transient", "photo"],
+)
+def test_a_failed_generation_stops_those_that_would_fail_as_well(kie, site, failure, then):
+    made = kie()
+    made.stop_creating(failure)
+
+    if then is None:
+        assert made.create(PHOTO, "It turns", None) == "task_1"
+    else:
+        assert type(error_of(lambda: made.create(PHOTO, "It turns", None))) is then
+        assert site.requests == []
+
+
+def test_the_next_look_is_behind_those_who_stand_in_line(kie, site):
+    made = kie()
+    made.queries.gate.pause("anna")
+    alone = made.next_look(20.0)
+    error_of(lambda: made.look("task_1"), Paused)
+
+    assert alone == 20.0
+    assert made.next_look(20.0) == pytest.approx(60, abs=2)
+    assert made.next_look(90.0) == 90.0
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ REASONS = {
     "photo_unreachable": REFUNDED,
     "content_not_allowed": REFUNDED,
     "photo_rejected": REFUNDED,
+    "prompt_too_long": REFUNDED,
     "insufficient_credits": {"needed", "available"},
 }
 MESSAGES = REASONS | {

@@ -365,7 +365,7 @@ def test_a_text_that_cannot_be_written_is_refused(task, name):
         ("send", {"order_id": "7"}),
         ("handle_press", TASKS["handle_press"]),
         ("handle_callback", {"generation": "c0ffee", "task_id": None}),
-        ("notify", {**TASKS["notify"], "token": "", "facts": {}}),
+        ("notify", {**TASKS["notify"], "mark": "", "facts": {}}),
     ],
 )
 def test_the_least_a_task_takes_and_what_it_makes_of_it(task, written):
