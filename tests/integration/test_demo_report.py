@@ -46,7 +46,7 @@ def ended(database: str) -> None:
 
 def begun(order: VideoOrder, number: int) -> videos.Video:
     if number:
-        return videos.again(order.key, f"again-{order.key}-{number}")
+        return videos.again(order.key, f"again-{order.key}-{number}", after=number)
     asked = {**order.body, "chat_id": str(order.chat), "user_id": str(order.user)}
     return videos.begin(Order(**{**asked, "cost": order.cost}), f"job-{order.key}", 0)
 
