@@ -6,13 +6,14 @@ import argparse
 
 from rich.console import Console
 
-from bench import kills, noop, portal, videos
+from bench import flight, kills, noop, portal, videos
 
 TABLES = {
     "noop": noop.run,
     "portal": portal.run,
     "kills": kills.run,
     "video-kills": videos.run,
+    "video-flight": flight.run,
 }
 
 

@@ -74,9 +74,9 @@ OVERLOADED = {"transient", "network", "rate_limit"}  # categories that pass by t
 
 
 def ask_for_patience(order_id: str, **_: Any) -> None:
-    """Tell the user that it takes longer; once in a round."""
+    """Tell the user that it takes longer to make; once in a round."""
     video = videos.get(order_id)
-    if video is not None:
+    if video is not None and video.state == "paid":
         inform(video.chat_id, video.locale, "still_working", key=video.charge, mark=video.mark)
 
 

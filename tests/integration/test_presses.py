@@ -14,7 +14,7 @@ from storage import credits, videos
 from storage.upgrade import upgrade
 from storage.videos import Order, Video
 from tasks.telegram import AGAIN, SEND
-from tasks.video import hand_over, pressed
+from tasks.video import ask_for_patience, hand_over, pressed
 
 ORDER = Order("7", "u", "9", "https://shop.example/sofa.jpg", "it turns", Decimal(1), "en")
 
@@ -132,6 +132,17 @@ def test_a_button_of_a_former_round_asks_for_nothing(broker):
 
     assert press(SEND, mark) == "press_refused"
     assert sent(broker, "kie") == sent(broker, "telegram") == []
+
+
+def test_patience_is_asked_for_until_the_video_is_made(broker):
+    video = videos.begin(ORDER, "first", 0)
+    ask_for_patience("7")
+    asked = sent(broker, "telegram")
+    videos.ready(video, "generation", "https://kie.example/v.mp4")
+    ask_for_patience("7")
+
+    assert asked == [f"{video.charge}-still_working"]
+    assert sent(broker, "telegram") == asked
 
 
 def test_a_made_video_is_handed_over_once_however_often_it_is_looked_at(broker):
