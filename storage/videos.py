@@ -388,7 +388,8 @@ def failed(generation_id: str, failure: str, *, refused_for: str = "") -> None:
     """
     said = {"failure": failure, "refused_for": refused_for}
     with database.write() as connection:
-        connection.execute(_of(generation_id).values(**said, updated_at=database.now()))
+        first = _of(generation_id).where(generations.c.failure.is_(None))  # its word stands
+        connection.execute(first.values(**said, updated_at=database.now()))
 
 
 def ready(video: Video, generation_id: str, result_url: str) -> Video:

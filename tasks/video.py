@@ -384,7 +384,12 @@ def explain_again(video: Video) -> None:
 
 
 def end(video: Video) -> None:
-    """Put away what a video that has ended needs no more, and wake the job that waits for it."""
+    """Put away what a video that has ended needs no more, and wake the job that waits for it.
+
+    Where only the job that had it made has ended, the video goes its way.
+    """
+    if video.state == "ready":
+        hand_over(video)
     if video.state in {"sent", "refunded"}:
         media.forget(video.generation)
     if video.state not in OUTCOMES:

@@ -7,14 +7,16 @@ from decimal import Decimal
 
 import pytest
 
+from classifiers.errors import Cancelled
 from config.settings import settings
 from reliability import connection
 from reliability.dead_letters import dead_letters
 from storage import credits, videos
 from storage.upgrade import upgrade
 from storage.videos import Order, Video
+from tasks.base import Job
 from tasks.telegram import AGAIN, SEND
-from tasks.video import ask_for_patience, hand_over, pressed
+from tasks.video import ask_for_patience, generate, hand_over, make_good, pressed
 
 ORDER = Order("7", "u", "9", "https://shop.example/sofa.jpg", "it turns", Decimal(1), "en")
 
@@ -151,3 +153,11 @@ def test_a_made_video_is_handed_over_once_however_often_it_is_looked_at(broker):
         hand_over(videos.get("7"))
 
     assert sent(broker, "telegram") == [video.delivery]
+
+
+def test_a_made_video_goes_its_way_though_the_job_that_had_it_made_is_taken_out(broker):
+    video = videos.ready(videos.begin(ORDER, "first", 0), "generation", "https://kie.example/v.mp4")
+    make_good.body(**generate.amends(Cancelled, Job("first"), {"order_id": "7"}))
+
+    assert sent(broker, "telegram") == [video.delivery]
+    assert videos.get("7").state == "ready"
