@@ -129,7 +129,9 @@ POLL_SLOWLY = 120.0  # s between two questions at least where a callback says wh
 POLLING = ((30.0, 2.5), (120.0, 7.5))
 POLL_OLD = 20.0
 GENERATION_DEADLINE = 900.0  # s; UPSTREAMS 2.1: stop at 10-15 min
-VISIBLE_WITHIN = 90.0  # s; UPSTREAMS 2.2: a task may be unknown for so long after its creation
+# s; UPSTREAMS 2.2: a task may be unknown for 90 s after its creation. Longer than the first pause
+# between two looks, so that nothing paid for is given up after a single one.
+VISIBLE_WITHIN = POLL_SLOWLY + 30.0
 CALLED_BACK_WITHIN = GENERATION_DEADLINE  # s; a lost create is not repeated before
 
 
