@@ -64,7 +64,7 @@ def test_invalid_data_dies_after_one_retry_with_the_whole_story(office: System, 
     assert [entry["action"] for entry in shown["history"]] == ["retry", "dead_letter"]
     assert "Traceback" in shown["traceback"]
     assert shown["fingerprint"]
-    assert shown["compensation"] == {"state": "none"}
+    assert shown["compensation"] == {"state": "none", "about": {}}
     assert len(office.portal.calls("crm.deal.add", order)) == 2
 
 
