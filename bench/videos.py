@@ -39,7 +39,7 @@ def run(console: Console, *, quick: bool = False) -> None:
     shown = table(
         f"{count:,} videos of all scenarios, two workers, one killed with -9 every few seconds",
         *("accepted", "ended", "wrong balances", "wrong number of videos", "wrong messages"),
-        *("doubled videos", "asked about", "kills", "seconds"),
+        *("doubled videos", "in doubt", "kills", "seconds"),
     )
     command = [sys.executable, "-m", "bench.videos", str(count)]
     shown.add_row(*json.loads(subprocess.check_output(command)))

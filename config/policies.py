@@ -154,6 +154,8 @@ TASKS: Mapping[str, Mapping[type[BaseException], Policy]] = {
         errors.Pending: Policy(
             PARK, backoff=Backoff(5.0, cap=60.0), notify=Notify.LATE, level=logging.DEBUG
         ),
+        # The first look may come late: one answer alone ends nothing that is paid for.
+        errors.NotFound: Policy(RETRY, attempts=1, backoff=Backoff(30.0), level=ERROR),
         # What is made after a refund goes nowhere, so a generation in doubt may be paid back.
         errors.OutcomeUnknown: Policy(
             Action.RECONCILE, backoff=Backoff(5.0), notify=Notify.LATE, level=WARNING

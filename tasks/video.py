@@ -125,7 +125,6 @@ def made(video: Video) -> Video:
     if seen.state == "fail":
         raise failed(generation, classify_failure(seen.fail_code, seen.fail_message))
     if not seen.state and generation.age > services.scaled(services.VISIBLE_WITHIN):
-        videos.failed(generation.id, "KIE does not know it")
         raise NotFound("KIE took the job and does not know it", service="kie", code="lost")
     if generation.age > services.scaled(services.GENERATION_DEADLINE):
         videos.failed(generation.id, "not ready in time")
