@@ -124,7 +124,9 @@ DELIVERY_LOST = 900.0  # s without a sign of a delivery after which it is sent o
 
 REFETCH = 240.0  # s; a file that is not here is fetched by its link, or by a fresh one
 
-POLL_SLOWLY = 120.0  # s between two questions at least where a callback says when it is over
+# s between two questions at least where a callback says when it is over: most are, by then. A tenth
+# of the questions of thousands that are made at once would take longer than their answers are worth.
+POLL_SLOWLY = 240.0
 # UPSTREAMS 2.1: 2-3 s for 30 s, 5-10 s, then 15-30 s. Age of the generation (s) → pause (s).
 POLLING = ((30.0, 2.5), (120.0, 7.5))
 POLL_OLD = 20.0

@@ -110,6 +110,7 @@ class Task:
     cost: float
     created: float
     due: float
+    looks: int = 0
     downloads: int = 0
     callbacks: list[int] = field(default_factory=list)
     order: str = field(init=False)
@@ -159,6 +160,7 @@ class Task:
             "cost": self.cost,
             "created": self.created,
             "due": self.due,
+            "looks": self.looks,
             "downloads": self.downloads,
             "callbacks": self.callbacks,
         }

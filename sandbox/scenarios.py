@@ -290,8 +290,6 @@ SCENARIOS: tuple[Scenario, ...] = (
         "a new task cannot be seen yet",
         sent(),
         kie=kie("error", "recordInfo", code="422"),
-        # Where the first look comes so late that the task should have been seen, it is given up.
-        killed=(doubt(), Else("refunded", messages=("system_error",), refunded=1)),
     ),
     Scenario(
         "KIE does not know the task it has begun",

@@ -277,6 +277,7 @@ class Studio:
         now, task = self.clock(), self.tasks.get(task_id)
         if task is None or now < task.created + self.settings.visible_after:
             raise Refused(422)
+        task.looks += 1
         return said(task.record(now, address(task)), entry)
 
     def _balance(self, _request: Request, entry: Entry) -> Reply:

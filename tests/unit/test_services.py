@@ -27,7 +27,7 @@ def test_kie_is_asked_more_and_more_seldom(age, pause):
     assert services.poll_pause(age, called_back=False) == pause
 
 
-@pytest.mark.parametrize(("age", "pause"), [(0, 120), (120, 120), (240, 240), (480, 480)])
+@pytest.mark.parametrize(("age", "pause"), [(0, 240), (240, 240), (300, 300), (480, 480)])
 def test_kie_is_hardly_asked_where_it_calls_back(age, pause):
     assert services.poll_pause(age, called_back=True) == pause
 
