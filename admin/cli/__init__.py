@@ -1,0 +1,15 @@
+"""The second door: `celery -A tasks dlq|parked|gate|credits|videos|db …`.
+
+Exit codes: 0 done, 1 found problems (an unknown id, nothing to do it to), 2 wrong use.
+"""
+
+from __future__ import annotations
+
+from admin.cli.credits import credits
+from admin.cli.database import db
+from admin.cli.dead_letters import dlq
+from admin.cli.gates import gate
+from admin.cli.parked import parked
+from admin.cli.videos import videos
+
+__all__ = ["credits", "db", "dlq", "gate", "parked", "videos"]

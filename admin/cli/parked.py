@@ -1,0 +1,76 @@
+"""`celery -A tasks parked …`: the jobs that wait."""
+
+from __future__ import annotations
+
+from operator import itemgetter
+
+import click
+
+from admin import view
+from admin.cli.common import (
+    Columns,
+    as_json,
+    exit_unless,
+    guarded,
+    limited,
+    plain,
+    print_json,
+    print_rows,
+    rows_of,
+    who,
+)
+from reliability.parking import parking
+from tasks.failures import cancel
+
+
+@click.group()
+def parked() -> None:
+    """The parked jobs: every wait, with its reason and the time it ends."""
+
+
+@parked.command("ls")
+@limited
+@as_json
+@guarded
+def parked_ls(as_json: bool, limit: int | None) -> None:
+    """List the parked jobs, soonest first."""
+    rows = rows_of(parking().jobs(), limit, as_json, view.parked_row)
+    columns: Columns = {"id": itemgetter("message_id")}
+    columns |= plain("task", "reason", "service", "since", "due", "attempts")
+    print_rows(rows, columns, as_json, "nothing is parked")
+
+
+@parked.command("show")
+@click.argument("message_id")
+@guarded
+def parked_show(message_id: str) -> None:
+    """Show one parked job whole, as JSON."""
+    job = parking().get(message_id)
+    if job is None:
+        raise click.ClickException(f"no parked job has the id {message_id}")
+    print_json(view.parked_row(job))
+
+
+@parked.command("release")
+@click.argument("message_ids", nargs=-1, required=True)
+@guarded
+def parked_release(message_ids: tuple[str, ...]) -> None:
+    """Let jobs come back now."""
+    released = sum(parking().release(message_id) for message_id in message_ids)
+    click.echo(f"released {released} of {len(message_ids)}")
+    exit_unless(released == len(message_ids))
+
+
+@parked.command("cancel")
+@click.argument("message_ids", nargs=-1, required=True)
+@click.pass_context
+@guarded
+def parked_cancel(context: click.Context, message_ids: tuple[str, ...]) -> None:
+    """Take jobs out for good; what was paid for them goes back, their result says revoked."""
+    backend = context.obj.app.backend
+    known = [job for id_ in message_ids if (job := parking().get(id_))]
+    cancelled = [job for job in known if cancel(job)]
+    for job in cancelled:
+        backend.mark_as_revoked(job.message_id, f"cancelled by {who()}")
+    click.echo(f"cancelled {len(cancelled)} of {len(message_ids)}")
+    exit_unless(len(cancelled) == len(message_ids))
