@@ -170,7 +170,7 @@ def parse_retry_after(value: str | None, *, now: datetime | None) -> float | Non
     value = (value or "").strip()
     if _SECONDS.fullmatch(value):
         return float(value)
-    moment = _parse_date(value)
+    moment = parse_date(value)
     return None if moment is None or now is None else max(0.0, (moment - now).total_seconds())
 
 
@@ -179,7 +179,7 @@ def retry_after(response: httpx.Response) -> float | None:
 
     So the error of our own clock does not matter.
     """
-    now = _parse_date(response.headers.get("date", ""))
+    now = parse_date(response.headers.get("date", ""))
     return parse_retry_after(response.headers.get("retry-after"), now=now)
 
 
@@ -195,7 +195,8 @@ def plain_text(text: str, *, hide: tuple[str, ...] = (), limit: int = DETAIL_LIM
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def _parse_date(value: str) -> datetime | None:
+def parse_date(value: str) -> datetime | None:
+    """Return the moment that a header names, always with a time zone; None = it names none."""
     try:
         moment = parsedate_to_datetime(value)
     except (ValueError, TypeError, OverflowError, IndexError):
