@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from functools import lru_cache
 from typing import Annotated
@@ -27,6 +28,8 @@ class ConfigurationError(ClickException):
 
 
 REDIS_SCHEMES = ("redis://", "rediss://", "sentinel://")
+URL_SAFE = str.maketrans("+/", "-_")  # the two alphabets of base64
+KEY_BYTES = 32  # of a Fernet key
 
 
 class Settings(BaseSettings):
@@ -159,6 +162,26 @@ class Settings(BaseSettings):
         str, Field(description="Folder for videos between KIE.AI and Telegram.")
     ] = "media"
 
+    x_client_id: Annotated[
+        str | None, Field(description="Client id of our app at X; renews the tokens of users.")
+    ] = None
+    x_client_secret: Annotated[
+        SecretStr | None,
+        Field(description="Its client secret, where it is a confidential client (a secret)."),
+    ] = None
+    x_base_url: Annotated[str, Field(description="Where the API of X is.")] = "https://api.x.com"
+    x_rate: Annotated[
+        float, Field(gt=0, description="Requests per second to X for all users together.")
+    ] = 20.0
+    credentials_key: Annotated[
+        SecretStr | None,
+        Field(
+            description="Encrypts the tokens of users in the database: base64 of 32 bytes (openssl "
+            "rand -base64 32). Several with commas between them: the first encrypts, all decrypt. "
+            "Without it a file beside an SQLite database holds one; PostgreSQL needs it (a secret)."
+        ),
+    ] = None
+
     admin_token: Annotated[
         SecretStr | None,
         Field(description="Bearer token of the admin API; without it the API stays closed."),
@@ -218,7 +241,7 @@ class Settings(BaseSettings):
             raise ValueError("must look like https://portal.bitrix24.com/rest/1/code/")
         return SecretStr(url.rstrip("/") + "/")
 
-    @field_validator("kie_base_url", "telegram_base_url", "public_url")
+    @field_validator("kie_base_url", "telegram_base_url", "x_base_url", "public_url")
     @classmethod
     def _is_a_base_url(cls, value: str) -> str:
         url = value.strip()
@@ -234,6 +257,16 @@ class Settings(BaseSettings):
         if value and not re.fullmatch(r"[A-Za-z0-9:_-]+", value.get_secret_value().strip()):
             raise ValueError("must look like 123456:ABC-DEF…")
         return value and SecretStr(value.get_secret_value().strip())
+
+    @field_validator("credentials_key")
+    @classmethod
+    def _are_keys(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None:
+            return None
+        keys = [key.strip() for key in value.get_secret_value().split(",")]
+        if not all(_is_a_key(key) for key in keys):
+            raise ValueError("must be base64 of 32 bytes, or several such with commas between them")
+        return SecretStr(",".join(key.translate(URL_SAFE) for key in keys))
 
     @field_validator("database_url")
     @classmethod
@@ -283,6 +316,7 @@ class Settings(BaseSettings):
             "bitrix": self._bitrix_obstacle(),
             "kie": "" if self.kie_api_key else "KIE_API_KEY is not set",
             "telegram": "" if self.telegram_bot_token else "TELEGRAM_BOT_TOKEN is not set",
+            "x": "",  # whose access it is done with, users tell one by one
         }
 
     def _bitrix_obstacle(self) -> str:
@@ -310,6 +344,8 @@ class Settings(BaseSettings):
         if self.bitrix_webhook_url is not None:
             path = urlsplit(self.bitrix_webhook_url.get_secret_value()).path
             values.append(path.rstrip("/").rsplit("/", 1)[-1])
+        if self.credentials_key is not None:
+            values += self.credentials_key.get_secret_value().split(",")
         if self.telegram_bot_token is not None:  # what comes first is the id of the bot
             values.append(self.telegram_bot_token.get_secret_value().partition(":")[2])
         return tuple(dict.fromkeys(value for value in values if value))
@@ -335,6 +371,13 @@ def _in_words(error: ValidationError) -> str:
         for e in error.errors(include_input=False)
     ]
     return "the configuration cannot be used: " + "; ".join(lines)
+
+
+def _is_a_key(text: str) -> bool:
+    try:
+        return len(base64.b64decode(text.translate(URL_SAFE), b"-_", validate=True)) == KEY_BYTES
+    except ValueError:
+        return False
 
 
 def _readable(url: str) -> bool:

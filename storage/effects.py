@@ -342,7 +342,7 @@ def _leave(run: _Run, error: BaseException | None = None, *, undone: bool = Fals
                 _log.warning("%s: run %d ended after a later run took over", run.key, run.number)
 
     try:
-        _insist(write)
+        insist(write)
     except SQLAlchemyError:
         _log.exception("%s: run %d could not write down how it ended", run.key, run.number)
 
@@ -361,7 +361,7 @@ def _finish(run: _Run, result: Result, how: How, record: Record | None) -> Effec
         return number
 
     try:
-        number = _insist(write)
+        number = insist(write)
     except BaseException:
         # Whoever has to settle this by hand finds the result in the log only.
         _log.exception("%s: could not write down the result %r", run.key, result)
@@ -382,7 +382,7 @@ def _compare(run: _Run, result: Result, how: How) -> Effect:
     return stored
 
 
-def _insist(write: Callable[[], _T]) -> _T:
+def insist(write: Callable[[], _T]) -> _T:
     """Try again after each pause, as long as the database is away or has no time for us."""
     for pause in _PAUSES:
         try:

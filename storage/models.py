@@ -18,6 +18,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
@@ -255,6 +256,95 @@ class ChatRow(Base):
     at: Mapped[datetime]
 
 
+class CredentialRow(Base):
+    """What a user of an upstream has given us, sealed. Told in `storage.credentials`."""
+
+    __tablename__ = "credentials"
+
+    service: Mapped[str] = mapped_column(primary_key=True)
+    subject: Mapped[str] = mapped_column(primary_key=True)
+    tokens: Mapped[str]
+    expires_at: Mapped[datetime | None]
+    version: Mapped[int]
+    lost: Mapped[str | None]
+    renewing_since: Mapped[datetime | None]
+    created_at: Mapped[datetime]
+    updated_at: Mapped[datetime]
+
+
+class BookmarkRow(Base):
+    """A post that a user has bookmarked; which crawl found it first, and which saw it last."""
+
+    __tablename__ = "bookmarks"
+
+    user_id: Mapped[str] = mapped_column(primary_key=True)
+    tweet_id: Mapped[str] = mapped_column(primary_key=True)
+    text: Mapped[str]
+    author_id: Mapped[str | None]
+    posted_at: Mapped[datetime | None]
+    raw: Mapped[dict[str, Any]]
+    session: Mapped[str]
+    seen_in: Mapped[str]
+    created_at: Mapped[datetime]
+    updated_at: Mapped[datetime]
+
+
+_OPEN = text("state IN ('running', 'cancelling')")
+
+
+class CrawlRow(Base):
+    """One crawl and how far it has come. Told in `storage.bookmarks`."""
+
+    __tablename__ = "crawl_sessions"
+    __table_args__ = (
+        CheckConstraint(
+            "state IN ('running', 'cancelling', 'cancelled', 'completed')", name="state"
+        ),
+        Index("ix_crawl_sessions_user_id", "user_id", "begun_at"),
+        Index(  # one of a user at a time
+            "uq_crawl_sessions_open",
+            "user_id",
+            unique=True,
+            sqlite_where=_OPEN,
+            postgresql_where=_OPEN,
+        ),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    user_id: Mapped[str]
+    state: Mapped[str]
+    job: Mapped[str]
+    page_token: Mapped[str | None]
+    page: Mapped[int]
+    in_page: Mapped[int]
+    stored: Mapped[int]
+    known: Mapped[int]
+    skipped: Mapped[dict[str, Any]]
+    pages: Mapped[int]
+    waits: Mapped[int]
+    waited: Mapped[float]
+    last_wait: Mapped[str | None]
+    begun_at: Mapped[datetime]
+    updated_at: Mapped[datetime]
+    ended_at: Mapped[datetime | None]
+
+
+class SkippedRow(Base):
+    """An item of a crawl that could not be stored, with all that there was of it."""
+
+    __tablename__ = "skipped_bookmarks"
+
+    session_id: Mapped[str] = mapped_column(primary_key=True)
+    key: Mapped[str] = mapped_column(primary_key=True)
+    user_id: Mapped[str] = mapped_column(index=True)
+    tweet_id: Mapped[str | None]
+    reason: Mapped[str]
+    detail: Mapped[str]
+    raw: Mapped[Any | None] = mapped_column(JSON(none_as_null=True))
+    page: Mapped[int]
+    created_at: Mapped[datetime]
+
+
 effects = cast("Table", EffectRow.__table__)
 leases = cast("Table", LeaseRow.__table__)
 links = cast("Table", LinkRow.__table__)
@@ -263,3 +353,7 @@ credit_transfers = cast("Table", TransferRow.__table__)
 videos = cast("Table", VideoRow.__table__)
 generations = cast("Table", GenerationRow.__table__)
 moved_chats = cast("Table", ChatRow.__table__)
+credentials = cast("Table", CredentialRow.__table__)
+bookmarks = cast("Table", BookmarkRow.__table__)
+crawl_sessions = cast("Table", CrawlRow.__table__)
+skipped_bookmarks = cast("Table", SkippedRow.__table__)

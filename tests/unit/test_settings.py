@@ -270,6 +270,7 @@ def test_upstreams_are_the_real_ones_unless_others_are_named(environment):
 
     assert chosen.kie_base_url == "https://api.kie.ai"
     assert chosen.telegram_base_url == "https://api.telegram.org"
+    assert chosen.x_base_url == "https://api.x.com"
     assert chosen.public_url == ""
 
 
@@ -279,11 +280,34 @@ def test_a_token_may_be_read_from_a_file_with_its_last_line_break(environment):
     assert token.get_secret_value() == "123456:AA-b_c"
 
 
+KEY, KEY_2 = "A" * 43 + "=", "+/" * 21 + "8="  # 32 bytes each; the second in the usual alphabet
+
+
+def test_keys_may_be_written_in_either_alphabet(environment):
+    keys = environment(CREDENTIALS_KEY=f"{KEY}, {KEY_2}").credentials_key
+
+    assert keys.get_secret_value() == f"{KEY},{'-_' * 21}8="
+
+
+@pytest.mark.parametrize("key", ["short", KEY + "A", f"{KEY},", f"{KEY};{KEY}"])
+def test_what_is_no_key_is_refused_and_not_shown(environment, key):
+    told = refusal(environment, CREDENTIALS_KEY=key)
+
+    assert "CREDENTIALS_KEY: must be base64 of 32 bytes" in told
+    assert key not in told
+
+
+def test_each_of_several_keys_is_a_secret(environment):
+    assert {KEY, KEY_2.translate({43: 45, 47: 95})} <= {
+        *environment(CREDENTIALS_KEY=f"{KEY},{KEY_2}").secrets
+    }
+
+
 OPEN = {"BITRIX_WEBHOOK_URL": WEBHOOK, "KIE_API_KEY": "k", "TELEGRAM_BOT_TOKEN": "1:t"}
 
 
 def test_every_upstream_that_is_set_up_has_a_queue_that_is_served(environment):
-    assert environment(**OPEN).queues == {"bitrix": "", "kie": "", "telegram": ""}
+    assert environment(**OPEN).queues == {"bitrix": "", "kie": "", "telegram": "", "x": ""}
 
 
 @pytest.mark.parametrize(
