@@ -237,7 +237,7 @@ class Portal:
             safe=call.safe,
             operation=call.method,
         )
-        self.upstream.close(error)
+        self.upstream.close_gate(error)
         return self._with_reset(error, call.method)
 
     def _failed(self, answer: Answer, commands: Sequence[Command]) -> bool:
@@ -265,6 +265,10 @@ class Portal:
         reset_at = _mapping(spent).get("operating_reset_at")
         if isinstance(reset_at, int | float):
             self._resets_at[method] = reset_at
+
+    def close(self) -> None:
+        """Let the connections go."""
+        self.upstream.close()
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,6 +58,7 @@ class Content(TypedDict, total=False):
     """What a request carries, in httpx's own words."""
 
     params: Mapping[str, str]
+    headers: Mapping[str, str]
     json: Any
     data: Mapping[str, str]
     files: Mapping[str, Any]
@@ -86,6 +87,7 @@ class Answer:
 class Upstream:
     """One upstream behind its gate. *credential* is what a refusal of ours is tied to.
 
+    It is empty where every subject has one of its own, which is given with each call.
     *method_codes* are the codes of refusals that concern one method, not the whole upstream;
     *headers* go with every request.
     """
@@ -97,7 +99,7 @@ class Upstream:
         classify: Classify,
         *,
         base_url: str,
-        credential: str,
+        credential: str = "",
         method_codes: frozenset[str] = frozenset(),
         headers: Mapping[str, str] | None = None,
         transport: httpx.BaseTransport | None = None,
@@ -129,9 +131,14 @@ class Upstream:
         safe: bool,
         subject: str = "",
         pace: float = 0.0,
+        credential: str | None = None,
+        hold: bool = True,
         **content: Unpack[Content],
     ) -> httpx.Response:
         """Make one call and return the good answer. *safe*: repeating it cannot double an effect.
+
+        *credential* is the *subject*'s own: refused, it is held for that subject alone. Not so
+        without *hold*, for who can renew it, and will call `close_gate` otherwise.
 
         Raises:
             JobError: what the answer, or its absence, means.
@@ -139,9 +146,9 @@ class Upstream:
                 *retry_after* says when to come back.
         """
         with self._slot():
-            permit = self.permit(subject=subject, pace=pace)
+            permit = self.permit(subject=subject, pace=pace, credential=credential)
             time.sleep(permit.wait)  # the gate has reserved that moment for us
-            answer = self.send(permit, verb, path, **content)
+            answer = self.send(permit, verb, path, credential=credential, hold=hold, **content)
         error = answer.error(safe)
         if error is not None:
             raise error
@@ -162,18 +169,32 @@ class Upstream:
         finally:
             self._slots.release()
 
-    def permit(self, waiting: int = 1, *, subject: str = "", pace: float = 0.0) -> Permit:
+    def permit(
+        self,
+        waiting: int = 1,
+        *,
+        subject: str = "",
+        pace: float = 0.0,
+        credential: str | None = None,
+    ) -> Permit:
         """Ask the gate for one request on behalf of *waiting* jobs; raises what `admit` does."""
-        return self.gate.admit(
-            waiting=waiting, credential=self.credential, subject=subject, pace=pace
-        )
+        shown = self.credential if credential is None else credential
+        return self.gate.admit(waiting=waiting, credential=shown, subject=subject, pace=pace)
 
     def send(
-        self, permit: Permit, verb: str, path: str, *, waiting: int = 1, **content: Unpack[Content]
+        self,
+        permit: Permit,
+        verb: str,
+        path: str,
+        *,
+        waiting: int = 1,
+        credential: str | None = None,
+        hold: bool = True,
+        **content: Unpack[Content],
     ) -> Answer:
         """Make one request, and tell the gate how it went for the *waiting* jobs in it.
 
-        Never raises for the answer.
+        *credential* and *hold* are those of `call`. Never raises for the answer.
         """
         try:
             response = self._exchange(verb, path, content)
@@ -185,7 +206,11 @@ class Upstream:
             answer = Answer(None, lambda safe: lost(safe=safe))
         else:
             answer = Answer(response, lambda safe: self.classify(response, safe=safe))
-        return replace(answer, come_back=self._report(permit, answer.error(True), waiting))
+        error = answer.error(True)
+        come_back = self._report(permit, error, waiting)
+        if hold or not isinstance(error, Unauthorized):
+            self.close_gate(error, credential=credential, subject=permit.subject)
+        return replace(answer, come_back=come_back)
 
     def _exchange(self, verb: str, path: str, content: Content) -> httpx.Response:
         """Return the whole answer."""
@@ -213,19 +238,34 @@ class Upstream:
                 self.gate.report_failure(permit)
             case _:
                 self.gate.report_success(permit)
-                self.close(error)
         return None
 
-    def close(self, error: JobError | None, *, by: str = "upstream") -> None:
-        """Close the gate where the upstream is well and does not want us."""
+    def close_gate(
+        self,
+        error: JobError | None,
+        *,
+        by: str = "upstream",
+        credential: str | None = None,
+        subject: str = "",
+    ) -> None:
+        """Close the gate where the upstream is well and does not want us.
+
+        A *credential* that is the *subject*'s own closes it for that subject alone.
+        """
         try:
             match error:
+                case Unauthorized() if credential is not None:
+                    self.gate.hold_credential(credential, str(error), subject=subject)
                 case Unauthorized():
                     self.gate.hold_credential(self.credential, str(error))
                 case Blocked() | NotConfigured() if error.code.upper() not in self.method_codes:
                     self.gate.pause(by=by, note=str(error))
         except InternalError as closed:  # Redis is away: the next call will close it
             logger.warning("%s; the gate stays open after %s", closed, error)
+
+    def close(self) -> None:
+        """Let the connections go, for when this process ends."""
+        self.client.close()
 
 
 class Sending(httpx.SyncByteStream):

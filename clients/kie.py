@@ -110,7 +110,7 @@ class Kie:
                 service=classifier.SERVICE,
                 operation=classifier.CREATE,
             )
-            self.creates.close(unknown, by="settings")
+            self.creates.close_gate(unknown, by="settings")
             raise unknown
         if len(prompt) > model.prompt:
             raise UserError(
@@ -126,7 +126,7 @@ class Kie:
         if isinstance(failure, BillingExhausted):
             self.creates.gate.report_unpaid(Permit(0.0), str(failure))
         else:
-            self.creates.close(failure)
+            self.creates.close_gate(failure)
 
     def look(self, task_id: str) -> Progress:
         """Return how far a generation is.
@@ -158,6 +158,11 @@ class Kie:
         except (NotFound, InvalidData):
             return None
         return next(_links(answer.json().get("data")), None)
+
+    def close(self) -> None:
+        """Let the connections go."""
+        self.creates.close()
+        self.queries.close()
 
 
 def about_the_question(response: httpx.Response, *, safe: bool) -> JobError | None:

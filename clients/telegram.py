@@ -123,6 +123,10 @@ class Telegram:
             if refusal.code != classifier.TOO_LATE:
                 raise
 
+    def close(self) -> None:
+        """Let the connections go."""
+        self.upstream.close()
+
     def _send(self, method: str, chat_id: str, **content: Unpack[Content]) -> Sent:
         pace = _pace(chat_id)
         answer = self.upstream.call(

@@ -21,7 +21,8 @@ class Service:
     """The limits of one upstream. *rate* is in permits per second, every time in seconds.
 
     *max_wait* is how long a thread may wait for a permit before its job is parked instead;
-    *ops_per_permit* says how many operations one permit carries (a Bitrix batch: 50).
+    *ops_per_permit* says how many operations one permit carries (a Bitrix batch: 50); *pause* is
+    how long to stay away after a rate limit whose end the upstream does not tell.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Service:
     failure_threshold: int = 3
     success_threshold: int = 2
     reset_timeout: float = 30.0
+    pause: float = 0.0
 
     @property
     def patience(self) -> float:
@@ -124,8 +126,8 @@ DELIVERY_LOST = 900.0  # s without a sign of a delivery after which it is sent o
 
 REFETCH = 240.0  # s; a file that is not here is fetched by its link, or by a fresh one
 
-# s between two questions at least where a callback says when it is over: most are, by then. A tenth
-# of the questions of thousands that are made at once would take longer than their answers are worth.
+# s between two questions at least where a callback says when it is over: most generations are, by
+# then, and looking at thousands of them takes more of a worker than delivering them.
 POLL_SLOWLY = 240.0
 # UPSTREAMS 2.1: 2-3 s for 30 s, 5-10 s, then 15-30 s. Age of the generation (s) → pause (s).
 POLLING = ((30.0, 2.5), (120.0, 7.5))
@@ -135,6 +137,40 @@ GENERATION_DEADLINE = 900.0  # s; UPSTREAMS 2.1: stop at 10-15 min
 # between two looks, so that nothing paid for is given up after a single one.
 VISIBLE_WITHIN = POLL_SLOWLY + 30.0
 CALLED_BACK_WITHIN = GENERATION_DEADLINE  # s; a lost create is not repeated before
+
+
+def x(settings: Settings) -> Service:
+    """UPSTREAMS 4: 180 requests in 15 minutes for each user, none documented for all together.
+
+    What a user has left stands in every answer (`clients.x` heeds it); the rate here only keeps a
+    thousand crawls from starting in one second.
+    """
+    return Service(
+        name="x",
+        rate=settings.x_rate,
+        burst=math.ceil(2 * settings.x_rate),
+        max_wait=2.0,
+        connect_timeout=5.0,
+        read_timeout=30.0,  # a page of ninety is read in a second or two
+        in_flight=32,
+        pause=900.0,  # UPSTREAMS 4: the window of a user
+    )
+
+
+PAGE = 90  # bookmarks; UPSTREAMS 4: with 100 the listing may end early
+CHECKPOINT_EVERY = 10  # bookmarks stored, with the checkpoint, in one transaction
+# s after which a crawl lets others have its thread: it comes back behind them
+CRAWL_TURN = 30.0
+# Of 0, 3, 6 and 9 in kombu's Redis transport; the lowest goes first.
+INTERACTIVE, BACKGROUND = 0, 6
+
+
+def crawl_lease(settings: Settings) -> float:
+    """Return how long a crawl may be at work before another of its user may take over, in s.
+
+    A turn, then the page that it had begun, with the renewal of a token before it.
+    """
+    return CRAWL_TURN + 3 * x(settings).lease
 
 
 def poll_pause(age: float, *, called_back: bool) -> float:
@@ -166,4 +202,4 @@ def scaled(seconds: float) -> float:
 def services() -> tuple[Service, ...]:
     """Every upstream we know how to call."""
     config = settings()
-    return (bitrix(config), kie(config), kie_queries(config), telegram(config))
+    return (bitrix(config), kie(config), kie_queries(config), telegram(config), x(config))

@@ -106,6 +106,7 @@ class Gate:
         self._client = client
         self._prefix = prefix
         self._key = key_of(service, prefix)
+        self._pause = service.pause * scale
         self._run = client.register_script(script("gate"))
         self._limits = json.dumps(
             {
@@ -181,12 +182,14 @@ class Gate:
     ) -> float:
         """The upstream counts more calls than we did: believe it, without tripping the breaker.
 
-        The time it gave stops the permit's subject alone, if it has one. Returns the seconds after
-        which the first of the *waiting* refused jobs should come back.
+        The time it gave, or the service's `pause` if it gave none, stops the permit's subject
+        alone, if it has one. Returns the seconds after which the first of the *waiting* refused
+        jobs should come back.
         """
-        asked = retry_after if retry_after is not None and math.isfinite(retry_after) else 0.0
-        seconds = self._report("limited", permit, asked, waiting=waiting)[1]
-        return float(seconds) or asked or 1.0 / self.service.rate
+        if retry_after is None or not math.isfinite(retry_after):
+            retry_after = self._pause
+        seconds = self._report("limited", permit, retry_after, waiting=waiting)[1]
+        return float(seconds) or retry_after or 1.0 / self.service.rate
 
     def report_unpaid(self, permit: Permit, note: str = "", *, waiting: int = 1) -> float | None:
         """The upstream wants money first: refuse every call for a minute, then try again.
@@ -358,7 +361,7 @@ def _unpaid(note: str) -> str:
 
 
 def _blocked(until: str | float) -> str:
-    return f"it asked us to wait until {_clock(until, '%H:%M:%S')}"
+    return f"its rate limit is reached until {_clock(until, '%H:%M:%S')}"
 
 
 def _open(since: str, until: str | None = None) -> str:

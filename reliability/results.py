@@ -20,7 +20,7 @@ import time
 from typing import Any
 
 from celery.backends.redis import RedisBackend, SentinelBackend
-from celery.states import RETRY
+from celery.states import READY_STATES, RETRY
 from redis.exceptions import RedisError
 
 logger = logging.getLogger(__name__)
@@ -39,13 +39,14 @@ class Results(RedisBackend):
         """Store what a job has come to, or go on without it. Never raises for Redis."""
         if state == RETRY:
             return None
-        for _ in range(ATTEMPTS):
+        for _ in range(ATTEMPTS if state in READY_STATES else 1):
             try:
                 return super().store_result(task_id, result, state, *args, **kwargs)
             except (RedisError, OSError) as error:
                 logger.warning("the result of %s waits for Redis: %s", task_id, error)
                 time.sleep(PAUSE)
-        logger.error("the result of %s was not stored: Redis took nothing for too long", task_id)
+        if state in READY_STATES:
+            logger.error("the result of %s was not stored: Redis took nothing too long", task_id)
         return None
 
 

@@ -623,6 +623,47 @@ def test_a_limited_chat_without_a_time_keeps_its_pace(redis_client):
     assert gate.report_limited(gate.admit(subject="1", pace=9.0)) == pytest.approx(9, abs=0.9)
 
 
+@pytest.mark.parametrize("asked", [None, float("nan"), float("inf")], ids=["none", "nan", "inf"])
+def test_a_limit_without_a_time_lasts_as_long_as_the_service_says(redis_client, asked):
+    service = dataclasses.replace(BOT, pause=900.0)
+    gate = Gate(redis_client, service, scale=0.1)
+
+    back = gate.report_limited(gate.admit(subject="1"), asked)
+    again = refusal(gate, RateLimited, subject="1")
+
+    assert [back, again.retry_after] == [pytest.approx(90, abs=1)] * 2
+    assert gate.admit(subject="2")
+
+
+def test_a_time_of_the_upstream_is_neither_replaced_nor_scaled(redis_client):
+    gate = Gate(redis_client, dataclasses.replace(BOT, pause=900.0), scale=0.1)
+
+    gate.report_limited(gate.admit(subject="1"), 40.0)
+    gate.report_limited(gate.admit(subject="2"), 0.0)
+
+    assert refusal(gate, RateLimited, subject="1").retry_after == pytest.approx(40, abs=1)
+    assert gate.admit(subject="2")
+
+
+def test_a_whole_service_that_is_limited_without_a_time_pauses(redis_client):
+    gate = Gate(redis_client, dataclasses.replace(BOT, pause=900.0))
+
+    gate.report_limited(gate.admit())
+
+    assert refusal(gate, RateLimited).retry_after == pytest.approx(900, abs=1)
+    assert refusal(gate, RateLimited, subject="1").retry_after == pytest.approx(900, abs=1)
+
+
+def test_a_limit_that_nobody_waits_for_takes_no_place_in_the_line(redis_client):
+    slow = dataclasses.replace(BOT, rate=0.5)
+    gate = Gate(redis_client, slow)
+
+    gate.report_limited(Permit(wait=0, subject="1"), 400.0, waiting=0)
+    first = refusal(gate, RateLimited, subject="1").retry_after
+
+    assert 400 - 1 < first < 400 + gate.spacing
+
+
 def test_what_closes_the_service_closes_it_for_every_chat(redis_client):
     gate = Gate(redis_client, BOT)
     asked = {"subject": "1", "pace": PACE}
@@ -841,6 +882,8 @@ def test_without_redis_nothing_is_admitted_and_no_report_fails(own_redis):
     assert gate.report_failure(permit) is False
     assert gate.report_limited(permit, 7) == 7
     assert gate.report_limited(permit) == 0.5
+    paused = Gate(own_redis.client(), dataclasses.replace(BITRIX, pause=900.0), scale=0.1)
+    assert paused.report_limited(permit) == 90
     assert gate.report_unpaid(permit) is None
     assert gate.queue_up(20.0) == 20.0
 

@@ -20,8 +20,10 @@ from classifiers.errors import (
     JobError,
     NetworkError,
     OutcomeUnknown,
+    Paused,
     RateLimited,
     ServiceUnavailable,
+    Unauthorized,
 )
 from clients import http
 from clients.http import Upstream
@@ -159,6 +161,51 @@ def test_a_refused_credential_is_held_for_every_subject(upstream):
     assert [type(another), type(whole)] == [CredentialHeld] * 2
 
 
+def test_a_credential_of_one_subject_is_refused_and_held_for_it_alone(upstream):
+    answers = {"a": refused("INVALID_CREDENTIALS", 401), "b": answering()}
+    calls = upstream(lambda request: answers[request.headers["authorization"]](request))
+
+    def call(subject, key, **options):
+        return calls.call(
+            "GET",
+            "look",
+            safe=True,
+            subject=subject,
+            credential=key,
+            headers={"Authorization": key},
+            **options,
+        )
+
+    refusals = [error_of(lambda: call("1", "a", hold=False)) for _ in range(2)]
+    refusals.append(error_of(lambda: call("1", "a")))
+    held = error_of(lambda: call("1", "a"))
+    answers["a"] = answering()
+
+    assert [type(error) for error in refusals] == [Unauthorized] * 3
+    assert type(held) is CredentialHeld
+    assert call("2", "a")
+    assert call("1", "b")
+    assert calls.call("GET", "look", safe=True, headers={"Authorization": "b"})
+
+
+def test_who_can_do_nothing_else_holds_a_credential_by_hand(upstream):
+    calls = upstream(answering())
+    calls.close_gate(Unauthorized("no way to renew it"), credential="a", subject="1")
+    held = error_of(lambda: calls.call("GET", "look", safe=True, subject="1", credential="a"))
+
+    assert type(held) is CredentialHeld
+    assert "no way to renew it" in held.detail
+    assert calls.call("GET", "look", safe=True, subject="1", credential="b")
+
+
+def test_what_is_wrong_with_the_whole_upstream_pauses_it_whoever_can_renew(upstream):
+    calls = upstream(refused("OVERLOAD_LIMIT", 503))
+    error_of(lambda: calls.call("GET", "x", safe=True, subject="1", credential="a", hold=False))
+    error = error_of(lambda: calls.call("GET", "x", safe=True, subject="2", credential="b"))
+
+    assert type(error) is Paused
+
+
 # -- permits
 
 
@@ -180,6 +227,14 @@ def test_a_limit_of_one_subject_stops_it_alone(upstream):
     assert type(limited) is RateLimited
     assert limited.retry_after == pytest.approx(9, abs=0.9)
     assert calls.call("GET", "x", safe=True, subject="2", pace=9.0, params={"to": "2"})
+
+
+def test_a_limit_without_a_time_lasts_as_long_as_we_have_decided(upstream):
+    calls = upstream(refused("QUERY_LIMIT_EXCEEDED", 503), replace(SERVICE, pause=900.0))
+    errors = [error_of(lambda: calls.call("GET", "x", safe=True, subject="1")) for _ in range(2)]
+
+    assert [type(error) for error in errors] == [RateLimited] * 2
+    assert [error.retry_after for error in errors] == [pytest.approx(900, abs=2)] * 2
 
 
 def test_for_want_of_money_every_job_waits_with_the_same_error(upstream, redis_client):
@@ -301,6 +356,16 @@ class Slow:
         self.pieces -= 1
         self.clock.now += self.seconds
         return b"x"
+
+
+# -- the end of a process
+
+
+def test_a_closed_upstream_has_let_its_connections_go(upstream):
+    calls = upstream(answering())
+    calls.close()
+
+    assert calls.client.is_closed
 
 
 # -- secrets
