@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import secrets
 import shutil
@@ -108,7 +109,7 @@ class Stack:
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.redis = RedisServer(self.folder)
-        names = ("portal", "kie", "telegram", "shop", "api", "flower")
+        names = ("portal", "kie", "telegram", "x", "shop", "api", "flower")
         self.ports = {name: free_port() for name in names}
         self.code = secrets.token_hex(8)
         self.admin_token = secrets.token_urlsafe(16)
@@ -125,6 +126,10 @@ class Stack:
             "TELEGRAM_BASE_URL": self.url("telegram"),
             "TELEGRAM_BOT_TOKEN": f"{secrets.randbelow(10**9)}:{secrets.token_urlsafe(24)}",
             "TELEGRAM_WEBHOOK_SECRET": secrets.token_hex(16),
+            "X_BASE_URL": self.url("x"),
+            "X_CLIENT_ID": secrets.token_hex(12),
+            "X_CLIENT_SECRET": secrets.token_hex(24),
+            "CREDENTIALS_KEY": base64.b64encode(secrets.token_bytes(32)).decode(),
             "PUBLIC_URL": self.url("api"),
             "MEDIA_DIR": str(self.folder / "media"),
             "SUPPORT_CONTACT": "@perennial_help",
@@ -184,6 +189,19 @@ class Stack:
                 *("--secret", self.env["TELEGRAM_WEBHOOK_SECRET"]),
                 *("--webhook-target", f"{self.url('api')}/webhooks/telegram"),
                 *("--journal", str(self.folder / "telegram.jsonl"), *options),
+            ],
+            "/_sandbox/summary",
+        )
+
+    def start_x(self, *options: str) -> Process:
+        """Start the API of X; its users come by its control API."""
+        return self._serve(
+            "x",
+            [
+                *(sys.executable, "-m", "sandbox.x", "--port", str(self.ports["x"])),
+                *("--client-id", self.env["X_CLIENT_ID"]),
+                *("--client-secret", self.env["X_CLIENT_SECRET"]),
+                *("--journal", str(self.folder / "x.jsonl"), *options),
             ],
             "/_sandbox/summary",
         )
