@@ -6,7 +6,14 @@ from config.settings import settings
 
 _config = settings()
 
-imports = ("tasks.bitrix", "tasks.telegram", "tasks.video", "tasks.failures", "tasks.startup")
+imports = (
+    "tasks.bitrix",
+    "tasks.telegram",
+    "tasks.video",
+    "tasks.bookmarks",
+    "tasks.failures",
+    "tasks.lifecycle",
+)
 
 # -- broker: our transport on Redis (reliability/transport.py)
 broker_url = _config.broker_url
@@ -39,6 +46,7 @@ _queues = {
     "telegram.*": "telegram",
     "video.handle_press": "telegram",
     "video.*": "kie",
+    "bookmarks.*": "x",
 }
 task_routes = {task: {"queue": name, "routing_key": name} for task, name in _queues.items()}
 task_default_queue = "bitrix"

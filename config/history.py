@@ -80,6 +80,10 @@ class History:
         spent = {**self.spent, spends: self.spent.get(spends, 0) + 1}
         return replace(self, spent=spent, entries=entries)
 
+    def rested(self) -> History:
+        """Return the history with all attempts given back: the job has got on since."""
+        return replace(self, spent={})
+
     def times(self, error: str) -> int:
         """How often in a row, up to now, it was this *error*."""
         last = takewhile(lambda entry: entry.get("error") == error, reversed(self.entries))

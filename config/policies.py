@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from classifiers import errors
+from classifiers import errors, foreign
 from classifiers.errors import JobError, kinds
 from config.history import History
 
@@ -25,7 +25,7 @@ class Action(StrEnum):
     SKIP = "skip"  # done: there is nothing left to do
     ADOPT = "adopt"  # it exists already: take it over and update it
     DEAD_LETTER = "dead_letter"  # give up; a person decides
-    ABORT = "abort"  # give up quietly: the reason has been told
+    ABORT = "abort"  # stop at once and keep nothing of this run; held until a person has acted
     SHUTDOWN = "shutdown"  # this worker stops; the job goes on elsewhere
 
 
@@ -84,6 +84,9 @@ class Policy:
 
 
 RETRY, PARK, DEAD = Action.RETRY, Action.PARK, Action.DEAD_LETTER
+WAITS = frozenset({Action.PARK, Action.ABORT})  # they spend no attempt
+# What ends a run of a longer job when the time has come to write down how far it is.
+SAVES = frozenset({Action.PARK, Action.DEAD_LETTER, Action.SHUTDOWN})
 INFO, WARNING, ERROR, CRITICAL = logging.INFO, logging.WARNING, logging.ERROR, logging.CRITICAL
 
 POLICIES: Mapping[type[BaseException], Policy] = {
@@ -147,6 +150,11 @@ PAID: Mapping[type[BaseException], Policy] = {
     if row.budget == MONTH
 }
 
+# A crawl loses nothing by an interruption: it goes on from where it was.
+INTERRUPTED = Policy(
+    RETRY, attempts=5, backoff=Backoff(1.0, cap=16.0), notify=Notify.NEVER, level=logging.DEBUG
+)
+
 TASKS: Mapping[str, Mapping[type[BaseException], Policy]] = {
     "video.generate": {
         **PAID,
@@ -187,11 +195,26 @@ TASKS: Mapping[str, Mapping[type[BaseException], Policy]] = {
     "video.handle_callback": {
         errors.Pending: Policy(PARK, backoff=Backoff(0.2, cap=5.0), level=logging.DEBUG)
     },
+    "bookmarks.crawl": {
+        errors.NetworkError: INTERRUPTED,
+        errors.ServiceUnavailable: INTERRUPTED,
+        errors.Unauthorized: replace(POLICIES[errors.Unauthorized], action=Action.ABORT),
+        # Bought by a person, like a credential: a spent month must not empty the queue.
+        errors.BillingExhausted: replace(POLICIES[errors.BillingExhausted], budget=MONTH),
+    },
+    "bookmarks.cancel": {errors.NotFound: GONE},
     "bitrix.update_deal": {errors.NotFound: GONE},
     "bitrix.attach_contact": {errors.NotFound: GONE},
     "bitrix.create_contact": {errors.Duplicate: ADOPTED},
     "bitrix.update_contact": {errors.NotFound: GONE, errors.Duplicate: ADOPTED},
     "bitrix.handle_webhook": {errors.NotFound: GONE},
+}
+
+# Parts of a job that may fail without it; what is no fault of theirs is up to the job as a whole.
+PARTS: Mapping[str, Mapping[type[BaseException], Policy]] = {
+    "bookmarks.bookmark": {
+        errors.InvalidData: Policy(Action.SKIP, outcome="skipped", level=WARNING)
+    },
 }
 
 
@@ -204,10 +227,31 @@ class Decision:
     delay: float = 0.0
     spends: str = ""
 
+    @property
+    def saves(self) -> bool:
+        """Whether a job that goes step by step should write down how far it is, before it ends."""
+        return self.action in SAVES
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorContext:
+    """A failure and its circumstances, for those who ask outside a task: a script, a notebook.
+
+    *task* picks the table's rows (`bookmarks.crawl`, `bookmarks.bookmark`), *attempt* counts the
+    retries before.
+    """
+
+    error: Exception
+    task: str = ""
+    attempt: int = 0
+
 
 def row_for(error: type[BaseException], task: str = "") -> tuple[type[BaseException], Policy]:
-    """Return the nearest ancestor of *error* that has a row, and the row; the task's own first."""
-    own = TASKS.get(task, {})
+    """Return the nearest ancestor of *error* that has a row, and the row; the task's own first.
+
+    *task* may also name a part of one.
+    """
+    own = TASKS.get(task) or PARTS.get(task, {})
     for kind in error.__mro__:
         if kind in own:
             return kind, own[kind]
@@ -256,7 +300,7 @@ def decide(
             if turn >= allowed:
                 return Decision(policy.then, policy)
             left = policy.budget
-        case Action.PARK:
+        case Action.PARK | Action.ABORT:
             turn = history.times(type(error).__name__)
             left = _scaled(policy.budget, defaults) - history.waited.get(budget, 0.0)
             if budget not in patient(task):
@@ -267,6 +311,16 @@ def decide(
     if delay > left:
         return Decision(policy.then, policy)
     return Decision(policy.action, policy, delay=delay, spends=budget)
+
+
+def advise(context: ErrorContext, defaults: Defaults = Defaults()) -> Decision:
+    """Say what our tasks would do about any exception: ours, httpx's or the database's.
+
+    A broken call is taken for one that is safe to repeat, as every question to an upstream is.
+    """
+    error = foreign.classify(context.error)
+    row = row_for(type(error), context.task)[0].__name__
+    return decide(error, History(spent={row: context.attempt}), context.task, defaults)
 
 
 def _scaled(budget: float, defaults: Defaults) -> float:
@@ -285,7 +339,7 @@ def _delay(error: JobError, policy: Policy, turn: int, defaults: Defaults, chanc
         return ours
     if policy.at_latest:
         return min(asked, ours)
-    if policy.action is Action.PARK:
+    if policy.action in WAITS:
         return asked  # a place in the gate's line: jitter of ours would destroy the order
     return max(asked, ours)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from classifiers.errors import JobError
 from config.policies import (
@@ -13,9 +13,11 @@ from config.policies import (
     LATE_AFTER,
     LATE_ATTEMPTS,
     PAID,
+    PARTS,
     POLICIES,
     TASKS,
     USUAL,
+    WAITS,
     Action,
     Backoff,
     Defaults,
@@ -45,7 +47,8 @@ travels with it, so every row counts for itself, whichever worker runs the job.
 - `MAX_RETRIES` ({retries}) and `INITIAL_BACKOFF` ({backoff:g} s) change the rows that name them,
   `RETRY_TIME_SCALE` multiplies every wait that is ours, and a bound of less than a day.
 
-To change a row, edit `POLICIES` in `config/policies.py`; for one task alone, `TASKS` beside it. A
+To change a row, edit `POLICIES` in `config/policies.py`; for one task alone, or for a part of one,
+`TASKS` and `PARTS` beside it. A
 new kind of failure is a class in `classifiers/errors.py`.
 """
 
@@ -63,10 +66,10 @@ ACTIONS = {
     Action.SKIP: "end it as done",
     Action.ADOPT: "take over what exists, and go on with it",
     Action.DEAD_LETTER: "dead letter",
-    Action.ABORT: "give up: the reason has been told",
+    Action.ABORT: "stop at once, wait for a person",
     Action.SHUTDOWN: "stop this worker; the job goes on elsewhere",
 }
-COMES_BACK = {Action.RETRY, Action.PARK, Action.RECONCILE, Action.SHUTDOWN}
+COMES_BACK = {Action.RETRY, Action.RECONCILE, Action.SHUTDOWN, *WAITS}
 TOLD = {
     Notify.NEVER: "",
     Notify.LATE: "user: if late, and at the end",
@@ -89,7 +92,7 @@ def page() -> str:
     )
     tree = table(COLUMNS, (cells(kind, depth) for kind, depth in walk(JobError)))
     special = SPECIAL_CASES.format(day=span(DAY))
-    tasks = (f"### {task}\n\n{table(TASK_COLUMNS, task_cells(task))}" for task in TASKS)
+    tasks = (f"### {task}\n\n{table(TASK_COLUMNS, task_cells(task))}" for task in (*TASKS, *PARTS))
     return "\n".join([introduction, tree, special, *tasks])
 
 
@@ -115,14 +118,19 @@ def cells(kind: type[JobError], depth: int) -> tuple[str, ...]:
 
 def task_cells(task: str) -> Iterator[tuple[str, ...]]:
     """Yield the rows of *task*, one text for each of `TASK_COLUMNS`."""
-    for kind, policy in TASKS[task].items():
+    for kind, policy in own_rows(task).items():
         consequences = ACTIONS[policy.action], *after(policy, paid=is_paid(task))
         yield f"`{kind.__name__}`", *consequences
 
 
+def own_rows(task: str) -> Mapping[type[BaseException], Policy]:
+    """Return the rows of a task, or of a part of one."""
+    return TASKS[task] if task in TASKS else PARTS[task]
+
+
 def is_paid(task: str) -> bool:
     """Whether somebody pays for *task*, so that it has a user and something to refund."""
-    return PAID.items() <= TASKS[task].items()
+    return PAID.items() <= own_rows(task).items()
 
 
 def after(policy: Policy, *, paid: bool) -> tuple[str, ...]:

@@ -16,12 +16,15 @@ from typing import Any, ClassVar
 
 from celery import Task, current_task
 from celery.exceptions import Reject, TaskPredicate
+from celery.worker import state
+from kombu.exceptions import OperationalError
 
-from classifiers import database
-from classifiers.errors import Duplicate, InternalError, JobError, Unclassified, UserError
+from classifiers import foreign
+from classifiers.errors import Duplicate, InternalError, JobError, UserError
 from config.history import History
 from config.policies import (
     TASKS,
+    WAITS,
     Action,
     Decision,
     Defaults,
@@ -42,7 +45,8 @@ logger = logging.getLogger(__name__)
 END_OF_TIME = 253_402_300_800.0  # the year 10000, which datetime does not know
 REFUSED_PAUSE = 5.0  # seconds
 ENDS = frozenset({Action.SKIP, Action.ADOPT})
-COMES_BACK = {Action.RETRY, Action.PARK, Action.RECONCILE, Action.SHUTDOWN}
+COMES_BACK = {Action.RETRY, Action.PARK, Action.RECONCILE, Action.ABORT, Action.SHUTDOWN}
+PROGRESS = "PROGRESS"  # Celery's customary name of a state for jobs that tell how far they are
 
 
 class Operation(Task):
@@ -175,21 +179,30 @@ class Operation(Task):
         if not isinstance(exc, JobError):
             return self._again(args, kwargs, exc=exc, throw=throw, **options)
         history = History.from_headers(self.request.headers)
+        if getattr(self.request, "progressed", False):
+            history = history.rested()
         decision = decide(exc, history, self.name, defaults())
         self._tell(exc, decision, history)
         if decision.action not in COMES_BACK:
             raise exc
         if decision.action is Action.SHUTDOWN:
             stop_this_worker(exc)
+        now = time.time()
         history = history.after(
             exc,
             action=decision.action,
             delay=decision.delay,
             spends=decision.spends,
-            waits=decision.action is Action.PARK,
-            at=time.time(),
+            waits=decision.action in WAITS,
+            at=now,
         )
-        parking = {"reason": type(exc).__name__, "service": exc.service, "detail": str(exc)[:200]}
+        parking = {
+            "reason": type(exc).__name__,
+            "service": exc.service,
+            "detail": str(exc)[:200],
+            "at": round(now, 3),
+            "seconds": round(decision.delay, 3),
+        }
         headers = {**(self.request.headers or {}), **history.to_headers(), "parking": parking}
         if self._is_late(decision.policy, history.attempts, headers):
             headers["asked_for_patience"] = self._asked()
@@ -245,15 +258,37 @@ class Operation(Task):
 
 
 @dataclass(frozen=True, slots=True)
+class Wait:
+    """A wait that is over: why (an error's class), and how many seconds; *id* tells two apart."""
+
+    id: str
+    reason: str
+    seconds: float
+
+    @classmethod
+    def from_headers(cls, headers: Mapping[str, Any]) -> Wait | None:
+        """Read what `retry()` has written; None for a job that has not waited."""
+        match headers.get("parking"):
+            case {"reason": str(reason), "at": int() | float() as at, "seconds": seconds}:
+                waited = float(seconds) if isinstance(seconds, int | float) else 0.0
+                return cls(f"{reason} {at}", reason, waited)
+            case _:
+                return None
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """A job; *replays* counts how often a person has sent it again.
 
-    *accepted_at* is when `delay()` took it, if it says so.
+    *accepted_at* is when `delay()` took it, if it says so; *asked_at* the same, or when a person
+    has sent it again; *wait* what it comes back from.
     """
 
     id: str
     accepted_at: datetime | None = None
     replays: int = 0
+    asked_at: datetime | None = None
+    wait: Wait | None = None
 
     @property
     def age(self) -> float:
@@ -269,7 +304,33 @@ def job() -> Job:
     if request is None or request.id is None:
         return Job(id=f"direct-{threading.get_ident()}")
     headers = request.headers or {}
-    return Job(request.id, accepted_at(headers), replays(headers))
+    return Job(
+        request.id,
+        accepted_at(headers),
+        replays(headers),
+        began_at(headers),
+        Wait.from_headers(headers),
+    )
+
+
+def progress(**counts: Any) -> None:
+    """Tell how far this job is: in its result, and to Flower. Attempts are counted afresh then."""
+    task = current_task
+    if task is None or task.request.id is None:
+        return
+    task.request.progressed = True
+    if settings().keep_results:
+        task.update_state(state=PROGRESS, meta=counts)
+    shown = ", ".join(f"{name} {count}" for name, count in counts.items())
+    try:
+        task.send_event("task-progress", result=shown)  # Flower has a field of that name
+    except OperationalError as unsent:
+        logger.debug("%s: nobody was told how far it is: %s", task.request.id, unsent)
+
+
+def stopping() -> bool:
+    """Whether this worker has been asked to end. Of a prefork child's worker it cannot know."""
+    return state.should_stop is not None or state.should_terminate is not None
 
 
 def accepted_at(headers: Mapping[str, Any]) -> datetime | None:
@@ -300,10 +361,7 @@ def classified(failure: Exception) -> JobError:
         return failure
     if isinstance(failure, RedisError):
         return InternalError(f"Redis: {type(failure).__name__}", code=type(failure).__name__)
-    error = database.classify(failure)
-    if isinstance(error, Unclassified):
-        error.service = ""  # nobody knows whose it is
-    return error
+    return foreign.classify(failure)
 
 
 def defaults() -> Defaults:

@@ -349,6 +349,7 @@ def send_again(dead: Letter, *, by: str = "") -> bool:
         task_id=dead.message_id,
         root_id=dead.metadata.trace_id or None,
         queue=dead.original_queue or None,
+        priority=task.priority if task else None,
         argsrepr=HIDDEN,
         kwargsrepr=shown,
         headers={**headers, "replays": dead.replays + 1, "sent_again_at": time.time()},

@@ -1,10 +1,11 @@
-"""The second door: `celery -A tasks dlq|parked|gate|credits|videos|db …`.
+"""The second door: `celery -A tasks dlq|parked|gate|credits|videos|bookmarks|db …`.
 
 Exit codes: 0 done, 1 found problems (an unknown id, nothing to do it to), 2 wrong use.
 """
 
 from __future__ import annotations
 
+from admin.cli.bookmarks import bookmarks
 from admin.cli.credits import credits
 from admin.cli.database import db
 from admin.cli.dead_letters import dlq
@@ -12,4 +13,4 @@ from admin.cli.gates import gate
 from admin.cli.parked import parked
 from admin.cli.videos import videos
 
-__all__ = ["credits", "db", "dlq", "gate", "parked", "videos"]
+__all__ = ["bookmarks", "credits", "db", "dlq", "gate", "parked", "videos"]

@@ -266,3 +266,13 @@ def test_no_header_makes_a_job_immortal(value):
     history = History.from_headers(headers)
 
     assert history == FRESH
+
+
+def test_a_job_that_has_got_on_has_all_its_attempts_again_and_keeps_its_story():
+    history = failed(many(3), RateLimited(), spends="RateLimited", waits=True, delay=60.0)
+
+    rested = history.rested()
+
+    assert rested.spent == {}
+    assert rested.waited == {"RateLimited": 60.0}
+    assert rested.entries == history.entries

@@ -23,12 +23,13 @@ from classifiers.errors import (
     JobError,
     OutcomeUnknown,
     Pending,
+    RateLimited,
     ServiceUnavailable,
     UserError,
     kinds,
 )
 from config.policies import LATE_AFTER, LATE_ATTEMPTS
-from tasks.base import END_OF_TIME, Job, Operation, accepted_at, began_at, job, replays
+from tasks.base import END_OF_TIME, Job, Operation, accepted_at, began_at, job, progress, replays
 from tasks.payloads import Fields, Id
 
 TOO_DARK = UserError("too dark", reason="photo_too_dark")
@@ -151,10 +152,46 @@ def test_a_job_comes_back_with_what_it_has_been_through(shop):
         "reason": "ServiceUnavailable",
         "service": "kie",
         "detail": "kie – 502",
+        "at": first["history"][0]["at"],
+        "seconds": first["history"][0]["delay"],
     }
     assert second["accepted_at"] == first["accepted_at"]
     assert second["replays"] == 1
     assert run(task, second) == DONE
+
+
+def test_a_job_knows_the_wait_that_it_comes_back_from(shop):
+    waits = []
+
+    def look(order_id: Id) -> None:
+        waits.append(job().wait)
+
+    task = shop.operation(look, "shop.look")
+    limited = shop.task("shop.sell", RateLimited(service="x", retry_after=9.0))
+    headers = run(limited)
+    run(task, headers)
+    run(task, headers)
+    run(task, {})
+
+    assert waits[0] == waits[1]
+    assert (waits[0].reason, waits[0].seconds) == ("RateLimited", 9.0)
+    assert waits[2] is None
+
+
+def test_a_job_that_has_got_on_has_all_its_attempts_again(shop):
+    left = [True, False]
+
+    def crawl(order_id: Id) -> None:
+        if left.pop(0):
+            progress(pages=1)
+        raise ServiceUnavailable("502", service="x")
+
+    task = shop.operation(crawl, "shop.crawl")
+    again = run(task, {"spent": {"Retryable": 4}})
+    once_more = run(task, again)
+
+    assert again["spent"] == {"Retryable": 1}
+    assert once_more["spent"] == {"Retryable": 2}
 
 
 def test_a_failure_that_nothing_comes_of_is_raised_as_it_is(shop):
@@ -365,7 +402,9 @@ def test_a_job_knows_how_often_it_was_sent_again(shop):
     run(task, {"replays": 3, "accepted_at": 5.0})
     run(task)
 
-    assert known == [Job("j1", datetime.fromtimestamp(5, UTC), 3), Job("j1")]
+    begun = datetime.fromtimestamp(5, UTC)
+
+    assert known == [Job("j1", begun, replays=3, asked_at=begun), Job("j1")]
 
 
 @pytest.mark.parametrize(

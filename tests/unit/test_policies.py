@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 
+import httpx
 import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
@@ -20,11 +21,14 @@ from config.policies import (
     PAID,
     POLICIES,
     TASKS,
+    WAITS,
     Action,
     Backoff,
     Defaults,
+    ErrorContext,
     Notify,
     Policy,
+    advise,
     decide,
     final,
     is_late,
@@ -34,8 +38,8 @@ from config.policies import (
 )
 
 OWN_FACTS = {errors.Duplicate: {"existing_id": "42"}, errors.UserError: {"reason": "bad_photo"}}
-COMES_BACK = {Action.RETRY, Action.PARK, Action.RECONCILE, Action.SHUTDOWN}
-SPENDS = COMES_BACK - {Action.PARK}
+COMES_BACK = {Action.RETRY, Action.PARK, Action.RECONCILE, Action.ABORT, Action.SHUTDOWN}
+SPENDS = COMES_BACK - WAITS
 FRESH = History()
 USUAL = Defaults()
 
@@ -60,7 +64,7 @@ def run(error, times, task="", defaults=USUAL, history=FRESH, chance=0.0):
             action=decision.action,
             delay=decision.delay,
             spends=decision.spends,
-            waits=decision.action is Action.PARK,
+            waits=decision.action in WAITS,
             at=0.0,
         )
     return decisions, history
@@ -681,15 +685,15 @@ def test_a_wait_spends_no_attempt_and_a_retry_spends_one(kind, asked, history, t
         action=decision.action,
         delay=decision.delay,
         spends=decision.spends,
-        waits=decision.action is Action.PARK,
+        waits=decision.action in WAITS,
         at=0.0,
     )
     assume(decision.action in COMES_BACK)
 
     assert after.attempts == history.attempts + (decision.action in SPENDS)
-    assert (after.waited_in_all() > history.waited_in_all()) == (
-        decision.action is Action.PARK
-    ) or (decision.delay < 1e-6)
+    assert (after.waited_in_all() > history.waited_in_all()) == (decision.action in WAITS) or (
+        decision.delay < 1e-6
+    )
 
 
 @given(st.lists(st.tuples(any_kind, st.none() | st.floats(0, DAY)), max_size=30), tasks)
@@ -704,7 +708,7 @@ def test_no_job_waits_longer_than_a_day_in_all_unless_a_person_closed_the_gate(f
             action=decision.action,
             delay=decision.delay,
             spends=decision.spends,
-            waits=decision.action is Action.PARK,
+            waits=decision.action in WAITS,
             at=0.0,
         )
 
@@ -733,3 +737,80 @@ def test_a_decision_needs_no_luck_to_be_tested_but_has_some():
 
     assert len(drawn) > 1
     assert all(1 <= delay <= 1.25 for delay in drawn)
+
+
+# -- crawls
+
+
+@pytest.mark.parametrize("kind", [errors.NetworkError, errors.ServiceUnavailable])
+def test_a_crawl_that_was_cut_off_comes_back_after_1_2_4_8_and_16_seconds(kind):
+    decisions, _ = run(kind(), 6, task="bookmarks.crawl")
+
+    assert [d.delay for d in decisions[:5]] == [1.0, 2.0, 4.0, 8.0, 16.0]
+    assert {d.policy.level for d in decisions[:5]} == {logging.DEBUG}
+    assert decisions[5].action is Action.DEAD_LETTER
+
+
+def test_a_crawl_whose_access_is_refused_is_held_for_a_month_and_spends_no_attempt():
+    decisions, history = run(errors.Unauthorized(), 50, task="bookmarks.crawl")
+
+    assert {d.action for d in decisions} == {Action.ABORT}
+    assert history.spent == {}
+    assert decisions[0].policy.budget == MONTH
+    assert decisions[0].policy.level == logging.ERROR
+
+
+def test_a_crawl_that_x_wants_money_for_waits_for_whoever_pays():
+    decisions, _ = run(errors.BillingExhausted(), 60, task="bookmarks.crawl")
+
+    assert {d.action for d in decisions} == {Action.PARK}
+
+
+def test_one_bookmark_that_is_at_fault_is_skipped_with_a_warning():
+    decision = decide(errors.InvalidData(service="x"), FRESH, "bookmarks.bookmark")
+
+    assert decision.action is Action.SKIP
+    assert decision.policy.level == logging.WARNING
+
+
+@pytest.mark.parametrize("kind", [errors.DatabaseError, errors.InternalError, errors.Fatal])
+def test_what_is_not_a_bookmarks_own_fault_does_not_skip_it(kind):
+    assert decide(kind(), FRESH, "bookmarks.bookmark").action is not Action.SKIP
+
+
+@pytest.mark.parametrize(
+    ("error", "saves"),
+    [
+        (errors.RateLimited(retry_after=900.0), True),
+        (errors.Fatal(), True),
+        (errors.NotFound(), True),
+        (errors.Unauthorized(), False),
+        (errors.NetworkError(), False),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_decision_says_whether_to_write_down_how_far_one_is(error, saves):
+    assert decide(error, FRESH, "bookmarks.crawl").saves is saves
+
+
+@pytest.mark.parametrize(
+    ("error", "task", "action"),
+    [
+        (httpx.ConnectError("no route"), "bookmarks.crawl", Action.RETRY),
+        (httpx.ReadTimeout("late"), "bookmarks.crawl", Action.RETRY),
+        (MemoryError(), "bookmarks.crawl", Action.SHUTDOWN),
+        (OverflowError(), "bookmarks.bookmark", Action.SKIP),
+        (errors.RateLimited(retry_after=60.0), "bookmarks.crawl", Action.PARK),
+        (ValueError("a bug"), "bookmarks.crawl", Action.RETRY),
+    ],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
+def test_a_script_without_celery_may_ask_what_a_failure_means(error, task, action):
+    assert advise(ErrorContext(error, task)).action is action
+
+
+def test_a_script_tells_how_often_it_has_tried():
+    advice = [advise(ErrorContext(httpx.ConnectError(""), "bookmarks.crawl", n)) for n in range(6)]
+
+    assert [a.action for a in advice] == [Action.RETRY] * 5 + [Action.DEAD_LETTER]
+    assert [int(a.delay) for a in advice[:3]] == [1, 2, 4]

@@ -1,4 +1,4 @@
-"""What a worker makes sure of before it takes its first job."""
+"""What a worker makes sure of before its first job, and gives back after its last."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from typing import Any, NoReturn
 from celery import signals
 from sqlalchemy.exc import SQLAlchemyError
 
+from clients.process import close_all
 from config.settings import settings
+from storage.database import engine
 from storage.upgrade import upgrade
 from tasks.base import classified
 
@@ -64,6 +66,14 @@ def upgrade_schema(**_: Any) -> None:
             _refuse(f"the database cannot be used: {classified(error)} (check DATABASE_URL)")
         else:
             return
+
+
+@signals.worker_shutdown.connect
+@signals.worker_process_shutdown.connect
+def close_connections(**_: Any) -> None:
+    """Close what was opened to upstreams and to the database; no job runs any more."""
+    close_all()
+    engine().dispose()
 
 
 def _refuse(why: str) -> NoReturn:
