@@ -159,6 +159,7 @@ TASKS: Mapping[str, Mapping[type[BaseException], Policy]] = {
     "video.generate": {
         **PAID,
         errors.UserError: REFUNDED,
+        errors.BillingExhausted: replace(POLICIES[errors.BillingExhausted], notify=Notify.LATE),
         errors.Pending: Policy(
             PARK, backoff=Backoff(5.0, cap=60.0), notify=Notify.LATE, level=logging.DEBUG
         ),

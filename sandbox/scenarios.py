@@ -597,7 +597,7 @@ SYSTEM_WIDE: tuple[Scenario, ...] = (
     ),
     Scenario(
         "our account at KIE is empty, and stays so",
-        died("BillingExhausted", "system_error", creates=0),
+        died("BillingExhausted", *BROKEN, creates=0),
         trouble=Trouble(
             # Half an hour in 4 s.
             worker={"RETRY_TIME_SCALE": "0.002"},

@@ -20,6 +20,7 @@ from classifiers.errors import (
     BillingExhausted,
     Cancelled,
     Duplicate,
+    InvalidData,
     JobError,
     OutcomeUnknown,
     Pending,
@@ -378,7 +379,7 @@ def test_who_does_not_say_since_when_is_not_late(shop, headers):
 
 
 def test_nobody_is_asked_for_patience_where_it_soon_ends(shop):
-    run(late(shop, BillingExhausted()), ago(LONG_AGO))
+    run(late(shop, InvalidData()), ago(LONG_AGO))
 
     assert shop.told == []
 

@@ -417,6 +417,7 @@ LATE = {
     *kinds(errors.Retryable),
     *kinds(errors.Waiting),
     *(errors.OutcomeUnknown, errors.Unauthorized, errors.Blocked, errors.NotConfigured),
+    errors.BillingExhausted,
 }
 
 
