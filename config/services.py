@@ -161,6 +161,7 @@ PAGE = 90  # bookmarks; UPSTREAMS 4: with 100 the listing may end early
 CHECKPOINT_EVERY = 10  # bookmarks stored, with the checkpoint, in one transaction
 # s after which a crawl lets others have its thread: it comes back behind them
 CRAWL_TURN = 30.0
+NEXT_TURN = 1.0  # s until then; whoever stands in the queue is before it
 # Of 0, 3, 6 and 9 in kombu's Redis transport; the lowest goes first.
 INTERACTIVE, BACKGROUND = 0, 6
 

@@ -44,7 +44,7 @@ def crawl(user_id: Id, session_id: Id | None = None) -> Outcome:
         session = begin(user_id, session_id)
         while session.state == "running":
             if time.monotonic() > turn_ends:
-                raise Pending("it lets others have their turn", service="x", code="turn")
+                raise next_turn("it lets others have their turn")
             session = next_page(session)
     return summary(session)
 
@@ -105,9 +105,14 @@ def next_page(session: Session) -> Session:
             break
         if stopping():
             tell(session)
-            raise Pending("this worker has to end", service="x", code="handed_over")
+            raise next_turn("this worker has to end")
     tell(session)
     return session
+
+
+def next_turn(why: str) -> Pending:
+    """Return the wait of a crawl that is not at fault: others, or another worker, come first."""
+    return Pending(why, service="x", retry_after=services.scaled(services.NEXT_TURN))
 
 
 def steps(page: Page, at: Checkpoint) -> Iterator[tuple[Sequence[Any], Checkpoint]]:
