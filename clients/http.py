@@ -133,12 +133,14 @@ class Upstream:
         pace: float = 0.0,
         credential: str | None = None,
         hold: bool = True,
+        yields: bool = False,
         **content: Unpack[Content],
     ) -> httpx.Response:
         """Make one call and return the good answer. *safe*: repeating it cannot double an effect.
 
-        *credential* is the *subject*'s own: refused, it is held for that subject alone. Not so
-        without *hold*, for who can renew it, and will call `close_gate` otherwise.
+        One that *yields* lets others have the budget first, where it is short. *credential* is the
+        *subject*'s own: refused, it is held for that subject alone. Not so without *hold*, for who
+        can renew it, and will call `close_gate` otherwise.
 
         Raises:
             JobError: what the answer, or its absence, means.
@@ -146,7 +148,7 @@ class Upstream:
                 *retry_after* says when to come back.
         """
         with self._slot():
-            permit = self.permit(subject=subject, pace=pace, credential=credential)
+            permit = self.permit(subject=subject, pace=pace, credential=credential, yields=yields)
             time.sleep(permit.wait)  # the gate has reserved that moment for us
             answer = self.send(permit, verb, path, credential=credential, hold=hold, **content)
         error = answer.error(safe)
@@ -176,10 +178,16 @@ class Upstream:
         subject: str = "",
         pace: float = 0.0,
         credential: str | None = None,
+        yields: bool = False,
     ) -> Permit:
         """Ask the gate for one request on behalf of *waiting* jobs; raises what `admit` does."""
-        shown = self.credential if credential is None else credential
-        return self.gate.admit(waiting=waiting, credential=shown, subject=subject, pace=pace)
+        return self.gate.admit(
+            waiting=waiting,
+            credential=self.credential if credential is None else credential,
+            subject=subject,
+            pace=pace,
+            yields=yields,
+        )
 
     def send(
         self,

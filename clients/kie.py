@@ -128,14 +128,16 @@ class Kie:
         else:
             self.creates.close_gate(failure)
 
-    def look(self, task_id: str) -> Progress:
-        """Return how far a generation is.
+    def look(self, task_id: str, *, yields: bool = False) -> Progress:
+        """Return how far a generation is; one that *yields* lets others look first.
 
         Raises:
             Pending: KIE could not be asked just now; that is no failure of the generation.
         """
         try:
-            answer = self.queries.call("GET", LOOK, safe=True, params={"taskId": task_id})
+            answer = self.queries.call(
+                "GET", LOOK, safe=True, yields=yields, params={"taskId": task_id}
+            )
         except NotFound:
             return Progress(task_id)
         except (NetworkError, ServiceUnavailable) as error:

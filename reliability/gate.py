@@ -131,13 +131,21 @@ class Gate:
         return 1.0 / (self.service.rate * self.service.ops_per_permit)
 
     def admit(
-        self, *, waiting: int = 1, credential: str = "", subject: str = "", pace: float = 0.0
+        self,
+        *,
+        waiting: int = 1,
+        credential: str = "",
+        subject: str = "",
+        pace: float = 0.0,
+        yields: bool = False,
     ) -> Permit:
         """Reserve the next permit, or refuse all *waiting* jobs at once.
 
         The permit is due when the budget allows it, and *pace* seconds after the one before it for
-        this subject. A refusal's `retry_after` is for the first of the jobs, `behind` makes it for
-        the others. It is jittered already, by less than one place in the line.
+        this subject. One that *yields* leaves room for those that do not: where the budget is
+        short, they get theirs first. A refusal's `retry_after` is for the first of the jobs,
+        `behind` makes it for the others. It is jittered already, by less than one place in the
+        line.
 
         Raises:
             CredentialHeld, Paused, BillingExhausted, RateLimited, CircuitOpen: it is closed; asked
@@ -146,7 +154,8 @@ class Gate:
         """
         if pace and not subject:
             raise ValueError("a pace is that of a subject; a whole service has its rate")
-        reply = self._ask("admit", digest(credential), subject=subject, pace=pace, waiting=waiting)
+        facts = (digest(credential), int(yields))
+        reply = self._ask("admit", *facts, subject=subject, pace=pace, waiting=waiting)
         if reply[0] != "admitted":
             raise self._refusal(reply)
         return Permit(float(reply[1]), int(reply[2]), bool(reply[3]), subject, pace)

@@ -259,11 +259,16 @@ class Operation(Task):
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """A wait that is over: why (an error's class), and how many seconds; *id* tells two apart."""
+    """A wait that is over: why (an error's class), since when (unix), and how long it was to be."""
 
-    id: str
     reason: str
+    at: float
     seconds: float
+
+    @property
+    def id(self) -> str:
+        """What tells it from other waits, also where its job comes twice."""
+        return f"{self.reason} {self.at}"
 
     @classmethod
     def from_headers(cls, headers: Mapping[str, Any]) -> Wait | None:
@@ -271,7 +276,7 @@ class Wait:
         match headers.get("parking"):
             case {"reason": str(reason), "at": int() | float() as at, "seconds": seconds}:
                 waited = float(seconds) if isinstance(seconds, int | float) else 0.0
-                return cls(f"{reason} {at}", reason, waited)
+                return cls(reason, at, waited)
             case _:
                 return None
 
@@ -289,6 +294,11 @@ class Job:
     replays: int = 0
     asked_at: datetime | None = None
     wait: Wait | None = None
+
+    @property
+    def woken(self) -> bool:
+        """Whether it comes back before its time, because there is news."""
+        return self.wait is not None and time.time() < self.wait.at + self.wait.seconds
 
     @property
     def age(self) -> float:

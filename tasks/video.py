@@ -119,7 +119,8 @@ def made(video: Video) -> Video:
         if create(video, generation):
             raise another_look(0.0, "just begun")
         generation = videos.generation(video, settings().kie_model)
-    seen = kie().look(generation.task_id or "")
+    # A callback has news of most; that others are looked at by the way must not keep those waiting.
+    seen = kie().look(generation.task_id or "", yields=not job().woken)
     if seen.state == "success":
         return fetched(video, generation, seen)
     if seen.state == "fail":

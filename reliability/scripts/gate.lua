@@ -1,7 +1,7 @@
 -- Everything that is decided about one upstream, each in one step and by one clock: Redis's own.
 -- KEYS  1 the gate's hash  2 what is known of the subject, where there is one
 -- ARGV  1 action  2 limits as JSON  3 subject, '' for the whole service  4 its pace in seconds or 0  5 waiting jobs  6 jitter 0…1
---       7, 8 by action: admit: digest of the credential or ''     success, failure: number of the probe or 0
+--       7, 8 by action: admit: digest of the credential or '', 1 if it yields to others     success, failure: number of the probe or 0
 --       limited: number of the probe, seconds to wait     unpaid: number of the probe, note
 --       pause: by whom, note     hold: digest, note     resume, reset: nothing     queue_up: seconds until it is needed
 local gate, single, action, limits = KEYS[1], KEYS[2], ARGV[1], cjson.decode(ARGV[2])
@@ -116,7 +116,7 @@ local function refuse_by_upstream()
   end
 end
 
-local function admit(digest)
+local function admit(digest, yields)
   local refusal = refuse_by_hand(digest) or refuse_by_upstream()
   if refusal then return refusal end
   -- Half of what a thread may wait before the permit is due, so that a slow way back still finds it.
@@ -126,7 +126,8 @@ local function admit(digest)
   end
   local empty = empty_at()
   local wait = math.max(0, empty - tolerance - now)
-  if wait > limits.max_wait then
+  -- Who yields reserves half as far ahead: whoever does not always finds a permit behind them.
+  if wait > limits.max_wait / (yields == '1' and 2 or 1) then
     return { 'spent', line_up(now + wait - early, 'tail'), text(wait) }
   end
   if pace > 0 then

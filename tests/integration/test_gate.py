@@ -207,6 +207,23 @@ def test_who_asks_at_an_interval_stands_in_a_line_that_is_longer(redis_client):
     assert gate.queue_up(600.0) == 600.0
 
 
+def test_who_yields_leaves_permits_for_those_who_have_news(redis_client):
+    gate = Gate(redis_client, SLOW)
+    yielding = 0
+    while True:
+        try:
+            gate.admit(yields=True)
+        except RateLimited:
+            break
+        yielding += 1
+    others = [gate.admit().wait for _ in range(int(SLOW.rate * SLOW.max_wait / 2))]
+
+    assert yielding >= 1
+    assert len(others) >= 1
+    assert max(others) <= SLOW.max_wait
+    assert refusal(gate, RateLimited)
+
+
 def test_who_asks_at_an_interval_makes_no_line(redis_client):
     gate = Gate(redis_client, SLOW)
 

@@ -179,6 +179,19 @@ def test_a_job_knows_the_wait_that_it_comes_back_from(shop):
     assert waits[2] is None
 
 
+@pytest.mark.parametrize(("since", "woken"), [(0.0, True), (10.0, False)])
+def test_a_job_that_comes_back_before_its_time_was_woken(shop, since, woken):
+    told = []
+
+    def look(order_id: Id) -> None:
+        told.append(job().woken)
+
+    parked = {"reason": "Pending", "at": time.time() - since, "seconds": 9.0}
+    run(shop.operation(look, "shop.look"), {"parking": parked})
+
+    assert told == [woken]
+
+
 def test_a_job_that_has_got_on_has_all_its_attempts_again(shop):
     left = [True, False]
 
