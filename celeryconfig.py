@@ -12,6 +12,7 @@ imports = (
     "tasks.video",
     "tasks.bookmarks",
     "tasks.failures",
+    "tasks.upkeep",
     "tasks.lifecycle",
 )
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import threading
 import time
 from base64 import b64encode
 from collections.abc import Callable, Mapping
@@ -17,22 +16,20 @@ from typing import Any
 
 from celery import signals
 from celery.worker.consumer import Consumer as CeleryConsumer
-from kombu.exceptions import OperationalError
 
-from classifiers.errors import Cancelled, InvalidData, JobError, Permanent, Unclassified, kinds
+from classifiers.errors import InvalidData, JobError, Permanent
 from config.history import History
-from config.settings import settings
-from reliability import corrupt
-from reliability.connection import RedisError, redis_bytes
 from reliability.dead_letters import Body, Compensation, Letter, Metadata, dead_letters
-from reliability.parking import Parked, parking
-from tasks import app
-from tasks.base import Job, Operation, accepted_at, classified, replays
-from tasks.payloads import HIDDEN
+from tasks.base import accepted_at, classified, replays
+from tasks.compensation import (
+    compensate,
+    compensations,
+    ids_to_amend,
+    note_failed_compensation,
+)
 
 logger = logging.getLogger(__name__)
 
-UPKEEP_INTERVAL = 5.0  # seconds: an operator should find a letter while looking for it
 # What Celery raises while it unpacks a message that is JSON, but not [args, kwargs, embed].
 MALFORMED = (ValueError, TypeError, KeyError, AttributeError)
 
@@ -104,19 +101,6 @@ def on_failure(
     )
     if sender.name in compensations():
         note_failed_compensation(kwargs or {})
-
-
-def compensations() -> set[str]:
-    """Return the names of the tasks that make good what others have begun."""
-    return {task.compensation for task in app.tasks.values() if isinstance(task, Operation)} - {""}
-
-
-def note_failed_compensation(amends: Mapping[str, Any]) -> None:
-    """Say so in the letter it was for: a person has to see to it, with this one's own letter."""
-    try:
-        dead_letters().compensate(str(amends.get("job_id")), "failed", of=amends.get("replays"))
-    except RedisError as error:
-        logger.warning("%s: that its compensation failed: %s", amends.get("job_id"), error)
 
 
 @signals.task_unknown.connect
@@ -245,118 +229,6 @@ def bury(dead: Letter) -> bool:
     return True
 
 
-# -- what a dead job had begun
-
-
-def ids_to_amend(task: str, args: Any, kwargs: Any) -> dict[str, str]:
-    """Return the ids in a payload, if the task has a compensation to pass them to.
-
-    None of a payload that the task could not have worked with: nothing was begun.
-    """
-    known = operation_named(task)
-    if known is None or not known.compensation:
-        return {}
-    try:
-        return known.payload.ids(known.payload.read(tuple(args or ()), dict(kwargs or {})))
-    except JobError:
-        return {}
-
-
-def operation_named(task: str) -> Operation | None:
-    """Return the operation of that name; a command line has imported none until it is asked."""
-    app.loader.import_default_modules()
-    known = app.tasks.get(task)
-    return known if isinstance(known, Operation) else None
-
-
-def compensate(dead: Letter) -> None:
-    """Send the compensation of a letter that needs one; raise nothing: the upkeep tries again.
-
-    First the job, then the mark: sent twice it has one effect.
-    """
-    if dead.compensation.state not in {"needed", "sent"}:
-        return
-    # The letter's own count goes up when it is replayed; this is about the run that died.
-    job = Job(dead.message_id, replays=replays(dead.headers))
-    kind = KINDS.get(dead.error_type, Unclassified)
-    try:
-        amend(dead.message_body.task, dead.compensation.about, job, kind, queue=dead.original_queue)
-        dead_letters().compensate(dead.message_id, "sent")
-    except (OperationalError, RedisError) as unsent:
-        logger.warning("the compensation of %s is sent later: %s", dead.message_id, unsent)
-
-
-def amend(
-    task: str, ids: Mapping[str, str], job: Job, kind: type[JobError], *, queue: str = ""
-) -> None:
-    """Send the compensation of a job about *ids* that *kind* has ended.
-
-    Raises:
-        kombu.exceptions.OperationalError: if the broker cannot be reached; nothing was sent.
-    """
-    operation = operation_named(task)
-    assert operation is not None  # noqa: S101 - `ids_to_amend` has found it
-    app.tasks[operation.compensation].apply_async(
-        kwargs=operation.amends(kind, job, ids),
-        task_id=f"{job.id}-amends-{job.replays}",
-        queue=queue or None,  # whoever runs such jobs can run their compensation
-    )
-
-
-def cancel(parked: Parked) -> bool:
-    """Take a parked job out for good, and have made good what it had begun.
-
-    That first: whoever has taken the job in this moment finds that it is over. False if it does
-    not wait any more.
-
-    Raises:
-        kombu.exceptions.OperationalError: if the broker cannot be reached; nothing was changed.
-    """
-    ids = ids_to_amend(parked.task, parked.args, parked.kwargs)
-    if ids:
-        job = Job(parked.message_id, replays=parked.replays)
-        amend(parked.task, ids, job, Cancelled, queue=parked.queue)
-    return parking().cancel(parked.message_id) is not None
-
-
-# -- back to life
-
-OURS = ("accepted_at",)  # headers that survive; what was spent and waited starts afresh
-KINDS = {kind.__name__: kind for kind in kinds()}
-
-
-def send_again(dead: Letter, *, by: str = "") -> bool:
-    """Send the job of a letter again, with a fresh budget: first the job, then the mark.
-
-    A crash in between leaves the letter open and the job sent; sending twice is harmless, because
-    effects are looked up before they are had. False if the letter cannot be replayed as it is, or
-    somebody else has settled it.
-
-    Raises:
-        kombu.exceptions.OperationalError: if the broker cannot be reached; nothing was sent.
-    """
-    if not dead.replayable:
-        return False
-    task = operation_named(dead.message_body.task)
-    shown = task.payload.shown(dead.message_body.kwargs) if task else HIDDEN
-    headers = {name: value for name, value in dead.headers.items() if name in OURS}
-    if settings().keep_results:
-        app.backend.forget(dead.message_id)  # whoever asks now waits for the new one
-    app.send_task(
-        dead.message_body.task,
-        args=list(dead.message_body.args),
-        kwargs=dict(dead.message_body.kwargs),
-        task_id=dead.message_id,
-        root_id=dead.metadata.trace_id or None,
-        queue=dead.original_queue or None,
-        priority=task.priority if task else None,
-        argsrepr=HIDDEN,
-        kwargsrepr=shown,
-        headers={**headers, "replays": dead.replays + 1, "sent_again_at": time.time()},
-    )
-    return dead_letters().mark_replayed(dead, by=by)
-
-
 def _readable(message: Any) -> tuple[Any, Any]:
     """Return (args, kwargs) of a message if it has any."""
     try:
@@ -364,49 +236,3 @@ def _readable(message: Any) -> tuple[Any, Any]:
     except Exception:  # noqa: BLE001 - it is here because it could not be read
         return (), {}
     return args, kwargs if isinstance(kwargs, Mapping) else {}
-
-
-# -- the upkeep of what waits to become a letter
-
-
-class Upkeep(threading.Thread):
-    """Turns spooled letters and corrupt queue items into letters, while this worker runs."""
-
-    def __init__(self) -> None:
-        super().__init__(name="upkeep", daemon=True)
-        self.stopped = threading.Event()
-
-    def run(self) -> None:
-        """Look every few seconds; Redis being away is no news here."""
-        while not self.stopped.wait(UPKEEP_INTERVAL):
-            try:
-                dead_letters().drain_spool()
-                send_what_is_owed()
-                corrupt.drain(redis_bytes(), bury_corrupt, prefix=settings().redis_stream_prefix)
-            except RedisError as error:
-                logger.debug("upkeep waits for Redis: %r", error)
-            except Exception:
-                logger.exception("upkeep failed; it goes on")
-
-
-def send_what_is_owed() -> None:
-    """Send the compensations that could not be sent when their letters were written."""
-    for message_id in dead_letters().owed():
-        dead = dead_letters().get(message_id)
-        if dead is not None:
-            compensate(dead)
-
-
-@signals.worker_ready.connect
-def start_upkeep(sender: Any = None, **_: Any) -> None:
-    """Start the upkeep beside this worker."""
-    sender.upkeep = Upkeep()
-    sender.upkeep.start()
-
-
-@signals.worker_shutting_down.connect
-def stop_upkeep(**_: Any) -> None:
-    """Let the upkeep end with its worker."""
-    for thread in threading.enumerate():
-        if isinstance(thread, Upkeep):
-            thread.stopped.set()

@@ -28,7 +28,7 @@ from admin.cli.common import (
     who,
 )
 from reliability.dead_letters import Filter, Letter, dead_letters
-from tasks.failures import send_again
+from tasks.replay import send_again
 
 
 @click.group()

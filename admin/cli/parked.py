@@ -20,7 +20,7 @@ from admin.cli.common import (
     who,
 )
 from reliability.parking import parking
-from tasks.failures import cancel
+from tasks.compensation import cancel
 
 
 @click.group()

@@ -15,7 +15,8 @@ from config.settings import settings
 from reliability import connection
 from reliability.dead_letters import Letter, dead_letters
 from reliability.parking import parking
-from tasks import failures
+from tasks import compensation, failures
+from tasks.replay import send_again
 from tasks.video import make_good, send
 
 SEND = {"order_id": "7"}
@@ -131,7 +132,7 @@ def test_the_same_death_told_twice_is_one_compensation(broker):
 def test_a_crash_between_letter_and_compensation_is_made_up_for(broker):
     dead_letters().bury(died())
     for _ in range(2):
-        failures.send_what_is_owed()
+        compensation.send_what_is_owed()
 
     assert [job for _, job, _ in queued(broker)] == ["j1-amends-0"]
     assert state() == "sent"
@@ -146,12 +147,12 @@ def test_a_redis_that_refuses_everything_only_delays_it(broker, kwargs, sent, th
     broker.config_set("maxmemory", 1)
     try:
         failures.bury(died(kwargs=kwargs))
-        failures.send_what_is_owed()
+        compensation.send_what_is_owed()
     finally:
         broker.config_set("maxmemory", 0)
     refused = queued(broker), dead_letters().get("j1")
     dead_letters().drain_spool()
-    failures.send_what_is_owed()
+    compensation.send_what_is_owed()
 
     assert refused == ([], None)
     assert [job for _, job, _ in queued(broker)] == sent
@@ -160,8 +161,8 @@ def test_a_redis_that_refuses_everything_only_delays_it(broker, kwargs, sent, th
 
 def test_a_compensation_that_comes_late_is_about_the_run_that_died(broker):
     dead_letters().bury(died())
-    failures.send_again(dead_letters().get("j1"))
-    failures.send_what_is_owed()
+    send_again(dead_letters().get("j1"))
+    compensation.send_what_is_owed()
     (_, replay, _), (_, job, told) = queued(broker)
 
     assert (replay, job) == ("j1", "j1-amends-0")
@@ -172,7 +173,7 @@ def test_a_replay_begins_anew_but_for_when_it_was_accepted(broker):
     headers = {"accepted_at": 5.0, "asked_for_patience": True, "spent": {"Retryable": 5}}
     dead_letters().bury(died(headers=headers))
     before = time.time()
-    failures.send_again(dead_letters().get("j1"))
+    send_again(dead_letters().get("j1"))
     ours = json.loads(broker.lindex("telegram", 0))["headers"]
 
     assert (ours["accepted_at"], ours["replays"]) == (5.0, 1)
@@ -191,7 +192,7 @@ def park(reason: str = "Paused") -> None:
 
 def test_a_job_that_is_taken_out_is_made_good(broker):
     park()
-    cancelled = failures.cancel(parking().get("j1"))
+    cancelled = compensation.cancel(parking().get("j1"))
     ((task, job, told),) = queued(broker)
 
     assert cancelled
@@ -206,7 +207,7 @@ def test_a_job_that_begins_nothing_is_just_taken_out(broker):
 
     update_deal.apply_async(kwargs={"order_id": "7", "fields": {}}, task_id="j1", countdown=3600)
 
-    assert failures.cancel(parking().get("j1"))
+    assert compensation.cancel(parking().get("j1"))
     assert parking().get("j1") is None
     assert queued(broker, "bitrix") == []
 
@@ -216,7 +217,7 @@ def test_whoever_takes_out_a_job_that_has_just_left_is_told(broker):
     seen = parking().get("j1")
     parking().cancel("j1")
 
-    assert not failures.cancel(seen)
+    assert not compensation.cancel(seen)
 
 
 def test_a_job_is_not_taken_out_if_it_cannot_be_made_good(broker):
@@ -225,7 +226,7 @@ def test_a_job_is_not_taken_out_if_it_cannot_be_made_good(broker):
     broker.config_set("maxmemory", 1)
     try:
         with pytest.raises(OperationalError, match="maxmemory"):
-            failures.cancel(job)
+            compensation.cancel(job)
     finally:
         broker.config_set("maxmemory", 0)
 

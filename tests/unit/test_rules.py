@@ -41,6 +41,8 @@ MAY_TRY = {
     "tasks.base": "turns failures into decisions",
     "tasks.failures": "signal handlers: Celery swallows what they raise, and the job with it",
     "tasks.payloads": "turns what pydantic complains about into a fact of ours",
+    "tasks.compensation": "what cannot be sent now is sent by the upkeep",
+    "tasks.upkeep": "a thread that ended would end the upkeep of its worker",
     "tasks.lifecycle": "waits for a database that starts together with the worker",
 }
 MAY_PRINT = {"tasks.lifecycle": "logging is not set up yet"}

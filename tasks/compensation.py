@@ -1,0 +1,112 @@
+"""What a dead job had begun is made good: after its letter, by a job that may run twice."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from kombu.exceptions import OperationalError
+
+from classifiers.errors import Cancelled, JobError, Unclassified, kinds
+from reliability.connection import RedisError
+from reliability.dead_letters import Letter, dead_letters
+from reliability.parking import Parked, parking
+from tasks import app
+from tasks.base import Job, Operation, replays
+
+logger = logging.getLogger(__name__)
+
+KINDS = {kind.__name__: kind for kind in kinds()}
+
+
+def compensations() -> set[str]:
+    """Return the names of the tasks that make good what others have begun."""
+    return {task.compensation for task in app.tasks.values() if isinstance(task, Operation)} - {""}
+
+
+def note_failed_compensation(amends: Mapping[str, Any]) -> None:
+    """Say so in the letter it was for: a person has to see to it, with this one's own letter."""
+    try:
+        dead_letters().compensate(str(amends.get("job_id")), "failed", of=amends.get("replays"))
+    except RedisError as error:
+        logger.warning("%s: that its compensation failed: %s", amends.get("job_id"), error)
+
+
+def ids_to_amend(task: str, args: Any, kwargs: Any) -> dict[str, str]:
+    """Return the ids in a payload, if the task has a compensation to pass them to.
+
+    None of a payload that the task could not have worked with: nothing was begun.
+    """
+    known = operation_named(task)
+    if known is None or not known.compensation:
+        return {}
+    try:
+        return known.payload.ids(known.payload.read(tuple(args or ()), dict(kwargs or {})))
+    except JobError:
+        return {}
+
+
+def operation_named(task: str) -> Operation | None:
+    """Return the operation of that name; a command line has imported none until it is asked."""
+    app.loader.import_default_modules()
+    known = app.tasks.get(task)
+    return known if isinstance(known, Operation) else None
+
+
+def compensate(dead: Letter) -> None:
+    """Send the compensation of a letter that needs one; raise nothing: the upkeep tries again.
+
+    First the job, then the mark: sent twice it has one effect.
+    """
+    if dead.compensation.state not in {"needed", "sent"}:
+        return
+    # The letter's own count goes up when it is replayed; this is about the run that died.
+    job = Job(dead.message_id, replays=replays(dead.headers))
+    kind = KINDS.get(dead.error_type, Unclassified)
+    try:
+        amend(dead.message_body.task, dead.compensation.about, job, kind, queue=dead.original_queue)
+        dead_letters().compensate(dead.message_id, "sent")
+    except (OperationalError, RedisError) as unsent:
+        logger.warning("the compensation of %s is sent later: %s", dead.message_id, unsent)
+
+
+def amend(
+    task: str, ids: Mapping[str, str], job: Job, kind: type[JobError], *, queue: str = ""
+) -> None:
+    """Send the compensation of a job about *ids* that *kind* has ended.
+
+    Raises:
+        kombu.exceptions.OperationalError: if the broker cannot be reached; nothing was sent.
+    """
+    operation = operation_named(task)
+    assert operation is not None  # noqa: S101 - `ids_to_amend` has found it
+    app.tasks[operation.compensation].apply_async(
+        kwargs=operation.amends(kind, job, ids),
+        task_id=f"{job.id}-amends-{job.replays}",
+        queue=queue or None,  # whoever runs such jobs can run their compensation
+    )
+
+
+def cancel(parked: Parked) -> bool:
+    """Take a parked job out for good, and have made good what it had begun.
+
+    That first: whoever has taken the job in this moment finds that it is over. False if it does
+    not wait any more.
+
+    Raises:
+        kombu.exceptions.OperationalError: if the broker cannot be reached; nothing was changed.
+    """
+    ids = ids_to_amend(parked.task, parked.args, parked.kwargs)
+    if ids:
+        job = Job(parked.message_id, replays=parked.replays)
+        amend(parked.task, ids, job, Cancelled, queue=parked.queue)
+    return parking().cancel(parked.message_id) is not None
+
+
+def send_what_is_owed() -> None:
+    """Send the compensations that could not be sent when their letters were written."""
+    for message_id in dead_letters().owed():
+        dead = dead_letters().get(message_id)
+        if dead is not None:
+            compensate(dead)
