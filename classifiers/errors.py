@@ -27,6 +27,7 @@ JobError
       Duplicate            it exists already
     UserError              the end user can fix it
     Cancelled              a person has taken the job out
+    PoisonPill             it has ended every worker that ran it
   Fatal                    this worker must stop
 """
 
@@ -215,6 +216,12 @@ class UserError(Permanent):
 
 class Cancelled(Permanent):
     """A person has taken the job out before it was done."""
+
+
+class PoisonPill(Permanent):
+    """It has ended the workers that ran it, at last one that ran nothing else."""
+
+    category = "system"
 
 
 class Fatal(JobError):

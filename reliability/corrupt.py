@@ -11,12 +11,18 @@ from reliability import keys
 AT_MOST = 100  # items per call, so that a flood leaves room for the rest of the upkeep
 
 
-def drain(client: Redis, bury: Callable[[str, bytes], object], *, prefix: str = "") -> int:
+def drain(
+    client: Redis,
+    bury: Callable[[str, bytes], object],
+    *,
+    place: str = keys.CORRUPT,
+    prefix: str = "",
+) -> int:
     """Give (queue, bytes) of each item to *bury*, and forget it after; return how many.
 
     *client* answers in bytes. Burying twice must do no harm: two workers may drain at once.
     """
-    place = f"{prefix}{keys.CORRUPT}"
+    place = f"{prefix}{place}"
     for done in range(AT_MOST):
         item = client.lindex(place, -1)
         if not isinstance(item, bytes):

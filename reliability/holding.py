@@ -44,6 +44,37 @@ class Ledger:
     #: Messages of lost channels, for as long as somebody in this process still works on them.
     adopted: WeakValueDictionary[str, Message] = field(default_factory=WeakValueDictionary)
 
+    def going_on(self) -> list[Message]:
+        """Return what is still worked on; a job that has ended may be in memory for a while."""
+        if not self.adopted:  # as always but after a lost connection; this is asked all the time
+            return []
+        return [message for message in self.adopted.values() if not message.acknowledged]
+
+
+@dataclass(slots=True)
+class Patience:
+    """How a busy worker makes room for a suspect: it takes nothing for *seconds*.
+
+    If it is still not alone then, something hangs here, so it works on for as long before it tries
+    again.
+    """
+
+    seconds: float
+    _since: float | None = None
+
+    def note(self, *, waits: bool) -> None:
+        """Note whether a suspect waits for a worker."""
+        if not waits:
+            self._since = None
+        elif self._since is None:
+            self._since = time.monotonic()
+
+    @property
+    def lasts(self) -> bool:
+        if self._since is None:
+            return True
+        return (time.monotonic() - self._since) % (2 * self.seconds) < self.seconds
+
 
 class QoS(stock.QoS):
     """Unacknowledged messages: stored by the take script, acknowledged in company."""
@@ -53,7 +84,9 @@ class QoS(stock.QoS):
 
     def can_consume(self) -> bool:
         # What an answer under way brings is ours already, whatever became of the prefetch limit.
-        return self.channel.answer_is_due or bool(super().can_consume())
+        if self.channel.answer_is_due:
+            return True
+        return not self.channel.runs_a_suspect and bool(super().can_consume())
 
     def ack(self, delivery_tag: str) -> None:
         virtual.QoS.ack(self, delivery_tag)
@@ -69,6 +102,13 @@ class QoS(stock.QoS):
     def held(self) -> list[str]:
         """Return the delivery tags that this channel still works on, oldest first."""
         return [tag for tag in list(self._delivered) if tag not in self._dirty]
+
+    def holds(self, tag: str) -> bool:
+        return tag in self._delivered and tag not in self._dirty
+
+    @property
+    def holds_anything(self) -> bool:
+        return len(self._delivered) > len(self._dirty)
 
     def drop(self, tag: str) -> None:
         self._delivered.pop(tag, None)

@@ -1,4 +1,4 @@
-"""Celery's broker on Redis, without its losses: kombu's Redis transport with four differences.
+"""Celery's broker on Redis, without its losses: kombu's Redis transport with five differences.
 
 - A message goes from its queue to the unacknowledged store inside one script. Stock kombu pops it
   first and stores it in a second round trip; a worker that dies in between loses it.
@@ -7,6 +7,7 @@
 - A process vouches for what it holds, from a thread of its own, across reconnects and until the
   last job of a shutdown has ended. What nobody vouches for goes back to its queue, so a dead
   worker's jobs return within `visibility_timeout`, however long a job may run.
+- A job that was with two workers that died is a suspect, and run alone (`reliability.quarantine`).
 
 Lists, priorities, the unacknowledged hash and its index keep kombu's layout, so everything that
 reads queue lengths still works, and a stock publisher is understood. Between visits a worker
@@ -38,7 +39,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError
 
 from reliability import keys
-from reliability.holding import Keeper, Ledger, Message, QoS, refusals
+from reliability.holding import Keeper, Ledger, Message, Patience, QoS, refusals
+from reliability.quarantine import count_death, suspected
 from reliability.scripts import script
 
 logger = logging.getLogger(__name__)
@@ -60,6 +62,10 @@ class Channel(stock.Channel):
     bell_timeout = 1.0
     from_transport_options = (*stock.Channel.from_transport_options, "bell_timeout")
 
+    #: Longest time a worker lets its jobs end to be alone with a suspect, in seconds: more than
+    #: nearly every job takes; one that hangs must not close its worker.
+    patience = 60.0
+
     #: Set when the connection broke: our jobs go on, so they are not given back.
     lost = False
 
@@ -67,6 +73,7 @@ class Channel(stock.Channel):
     _acks_sent: Sequence[str] = ()
     _next_due = -1.0
     _loaded = False
+    _suspect = ""  # the delivery tag of the last one that came
 
     def __init__(self, connection: Any, **kwargs: Any) -> None:
         self._hot = True
@@ -74,6 +81,7 @@ class Channel(stock.Channel):
         self._scripts: dict[str, Script] = {}
         self._plain: Redis | None = None
         self._keeper: Keeper | None = None
+        self._room_for_suspects = Patience(self.patience)
         super().__init__(connection, **kwargs)
         self.brpop_timeout = self.bell_timeout  # kombu's watch over half-open connections reads it
         self.ledger = Transport.ledger_of(self)
@@ -145,6 +153,8 @@ class Channel(stock.Channel):
         return "park", [keys.PARKED, keys.PARKED_DUE], [job, due, *where, dumps(message)]
 
     def _list_of(self, queue: str, message: dict[str, Any]) -> str:
+        if suspected(message["properties"]):  # whichever way it comes: it is to be run alone
+            return keys.quarantine(queue)
         name: str = self._q_for_pri(queue, self._get_message_priority(message, reverse=False))
         return name
 
@@ -157,7 +167,20 @@ class Channel(stock.Channel):
 
     def _delete(self, queue: str, *args: Any, **kwargs: Any) -> None:
         super()._delete(queue, *args, **kwargs)
-        self.plain.delete(self.key(keys.bell(queue)))
+        self.plain.delete(self.key(keys.bell(queue)), self.key(keys.quarantine(queue)))
+
+    def _size(self, queue: str) -> int:
+        waiting: int = super()._size(queue)
+        return waiting + self.plain.llen(self.key(keys.quarantine(queue)))
+
+    def _purge(self, queue: str) -> int:
+        purged: int = super()._purge(queue)
+        suspects = self.key(keys.quarantine(queue))
+        with self.plain.pipeline() as pipe:
+            pipe.llen(suspects)
+            pipe.delete(suspects)
+            waiting, _ = pipe.execute()
+        return purged + int(waiting)
 
     # -- consuming
 
@@ -174,6 +197,8 @@ class Channel(stock.Channel):
         return cancelled
 
     def basic_get(self, queue: str, no_ack: bool = False, **kwargs: Any) -> Any:
+        if self.runs_a_suspect:
+            return None
         no_acks = {queue} if no_ack else set()
         names, args = self._visit([queue], room=1, acks=(), no_acks=no_acks)
         reply = self.run("take", names, args)
@@ -183,19 +208,33 @@ class Channel(stock.Channel):
                 self._keep()
                 self.qos.append(message, message.delivery_tag)
             return message
-        return self.basic_get(queue, no_ack) if len(reply) > 1 else None  # that one was unreadable
+        return self.basic_get(queue, no_ack) if reply[2:] else None  # that one was unreadable
 
     def _visit(
         self, queues: Sequence[str], *, room: int, acks: Sequence[str], no_acks: set[str]
     ) -> tuple[list[str], list[Any]]:
         names = [self.unacked_key, self.unacked_index_key]
-        names += [keys.PARKED, keys.PARKED_DUE, keys.CORRUPT]
-        args: list[Any] = [room, MOVE_AT_MOST, len(acks), *acks]
+        names += [keys.PARKED, keys.PARKED_DUE, keys.CORRUPT, keys.SUSPECT]
+        names += [keys.quarantine(queue) for queue in queues]
+        args: list[Any] = [room, MOVE_AT_MOST, len(queues), self._readiness(), len(acks), *acks]
         for priority in self.priority_steps:
             for queue in queues:
                 names.append(self._q_for_pri(queue, priority))
                 args += [queue, self.key(keys.bell(queue)), "1" if queue in no_acks else "0"]
         return names, args
+
+    def _readiness(self) -> str:
+        """Say what this worker can do for a suspect, in the words of the script."""
+        if not self.qos.holds_anything and not self.ledger.going_on():
+            return "alone"
+        return "makes room" if self._room_for_suspects.lasts else "busy"
+
+    @property
+    def runs_a_suspect(self) -> bool:
+        """Whether a suspect is at work here, which is to be alone until it has ended."""
+        return self.qos.holds(self._suspect) or any(
+            suspected(message.properties) for message in self.ledger.going_on()
+        )
 
     @property
     def answer_is_due(self) -> bool:
@@ -246,7 +285,8 @@ class Channel(stock.Channel):
             raise stock.Empty
         self._acks_sent = ()
         self._next_due = reply[0] / 1000
-        self._hot = len(reply) > 1
+        self._room_for_suspects.note(waits=bool(reply[1]))
+        self._hot = bool(reply[2:])
         if not self._hot:
             raise stock.Empty
         self._deliver(list(self._readable(reply, self._no_ack_queues)))
@@ -280,20 +320,22 @@ class Channel(stock.Channel):
         self, reply: Sequence[Any], no_acks: set[str]
     ) -> Iterator[tuple[str, str, dict[str, Any]]]:
         """Yield (queue, tag, payload) of what a visit brought; set aside what cannot be read."""
-        for name, tag, raw in zip(reply[1::3], reply[2::3], reply[3::3], strict=True):
+        for name, tag, raw in zip(reply[2::3], reply[3::3], reply[4::3], strict=True):
             queue = name.decode()
             payload = _payload(raw)
             if payload is None:
                 self._set_aside(queue, tag, raw, stored=queue not in no_acks)
                 continue
             payload["properties"]["delivery_tag"] = tag.decode()
+            if suspected(payload["properties"]):
+                self._suspect = tag.decode()
             yield queue, tag.decode(), payload
 
     def _set_aside(self, queue: str, tag: str | bytes, raw: bytes, *, stored: bool) -> None:
         item = queue.encode() + b"\n" + raw
         if stored:
             names = [self.unacked_key, self.unacked_index_key, keys.CORRUPT]
-            self.run("restore", names, [tag, item, "LPUSH"])
+            self.run("restore", names, [tag, item, "LPUSH", 0])
         else:
             self.plain.lpush(self.key(keys.CORRUPT), item)
 
@@ -386,10 +428,13 @@ class Channel(stock.Channel):
         abandoned = self.run("beat", names, [period, BEATS_MISSED, RESTORE_AT_MOST, *held])
         for tag in reversed(abandoned):
             logger.info("giving %r back to its queue: its worker is gone", tag)
-            self.give_back(tag)
+            self.give_back(tag, silence=period * BEATS_MISSED)
 
-    def give_back(self, tag: str | bytes, *, leftmost: bool = False) -> None:
-        """Return one unacknowledged message to its queue; ring, so that somebody hears of it."""
+    def give_back(self, tag: str | bytes, *, leftmost: bool = False, silence: float = 0.0) -> None:
+        """Return one unacknowledged message to its queue; ring, so that somebody hears of it.
+
+        With *silence* its worker has died, *silence* seconds ago or before, and it may be why.
+        """
         with refusals():
             stored: Any = self.plain.hget(self.key(self.unacked_key), tag)
             if stored is None:
@@ -401,13 +446,19 @@ class Channel(stock.Channel):
                 payload["properties"]["delivery_info"]["redelivered"] = True
                 # A stock worker stores the exchange; no binding left is not to mean no message left
                 queues = sorted(self._lookup(exchange, routing_key)) or [routing_key]
-                names = [n for q in queues for n in (self._list_of(q, payload), keys.bell(q))]
+                if silence and count_death(payload["properties"]):
+                    logger.error("%r has taken its worker with it once too often", tag)
+                    names, queue = [keys.POISONED], queues[0].encode()
+                    given = queue + b"\n" + dumps(payload).encode()
+                else:
+                    names = [n for q in queues for n in (self._list_of(q, payload), keys.bell(q))]
+                    given = dumps(payload).encode()
             except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
                 self._set_aside("unacked", tag, stored, stored=True)
                 return
             how = "LPUSH" if leftmost else "RPUSH"
             names = [self.unacked_key, self.unacked_index_key, *names]
-            self.run("restore", names, [tag, dumps(payload), how])
+            self.run("restore", names, [tag, given, how, silence])
 
     # -- leaving
 

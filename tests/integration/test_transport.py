@@ -5,133 +5,25 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
-import socket
 import threading
 import time
 from base64 import b64encode
 from collections import Counter
-from contextlib import suppress
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
-from fixtures.redis_servers import VERSIONS, RedisServer
+from fixtures.brokers import OURS, PREFIX, Worker, on_every_server
+from fixtures.redis_servers import RedisServer
 from fixtures.waiting import eventually
 from flower.utils.broker import Broker as FlowerBroker
-from kombu import Connection, Consumer, Exchange, Producer, Queue
+from kombu import Connection, Exchange, Producer, Queue
 from kombu.asynchronous import Hub
-from redis import Redis
 
 from reliability import keys
 from reliability.parking import Parking
 
-OURS = "reliability.transport:Transport"
 STOCK = "kombu.transport.redis:Transport"
-PREFIX = "app:"
-LONG = 3600.0  # a sleep on the bells that no test survives
 TIMEOUT = 1.0  # visibility timeout where a test has to live through one
-
-on_every_server = pytest.mark.parametrize("broker", VERSIONS, indirect=True)
-
-
-@dataclass
-class Broker:
-    """One server, and connections to it that end with the test."""
-
-    server: RedisServer
-    redis: Redis
-    connections: list[Connection] = field(default_factory=list)
-
-    def connect(self, transport=OURS, **options) -> Connection:
-        options = {"global_keyprefix": PREFIX, "bell_timeout": LONG} | options
-        connection = Connection(self.server.url, transport=transport, transport_options=options)
-        self.connections.append(connection)
-        return connection
-
-    def publish(self, body="job", queue="q", *, by=None, **properties):
-        connection = by or self.connect()
-        producer = Producer(connection.default_channel, serializer="json")
-        producer.publish(body, routing_key=queue, **properties)
-
-    def key(self, name: str) -> str:
-        return PREFIX + name
-
-    def length(self, name: str) -> int:
-        return self.redis.llen(self.key(name))
-
-    def unacked(self) -> int:
-        return self.redis.hlen(self.key("unacked"))
-
-    def parked(self) -> int:
-        return self.redis.zcard(self.key(keys.PARKED_DUE))
-
-    def corrupt(self) -> list[bytes]:
-        return self.redis.lrange(self.key(keys.CORRUPT), 0, -1)
-
-
-@dataclass
-class Worker:
-    """A plain kombu consumer that keeps what it gets."""
-
-    connection: Connection
-    queues: tuple[str, ...] = ("q",)
-    prefetch: int = 0
-    messages: list = field(default_factory=list)
-    undecodable: list = field(default_factory=list)
-    acks: bool = True
-
-    def __post_init__(self):
-        self.channel = self.connection.default_channel
-        self.consumer = Consumer(
-            self.channel,
-            [Queue(q, exchange=Exchange(q), routing_key=q) for q in self.queues],
-            on_message=self.receive,
-            on_decode_error=lambda message, error: self.undecodable.append((message, error)),
-        )
-        if self.prefetch:
-            self.consumer.qos(prefetch_count=self.prefetch)
-        self.consumer.consume()
-
-    def receive(self, message):
-        self.messages.append(message)
-        if self.acks:
-            message.ack()
-
-    @property
-    def bodies(self):
-        return [json.loads(message.body) for message in self.messages]
-
-    def step(self, timeout=0.05):
-        with suppress(socket.timeout):
-            self.connection.drain_events(timeout=timeout)
-
-    def get(self, count, within=5.0):
-        """Take part in events until *count* messages have come."""
-
-        def enough():
-            self.step()
-            return len(self.messages) >= count
-
-        eventually(enough, within=within, every=0)
-        return self.bodies
-
-    def rest(self):
-        """Take part until the broker has nothing left for us, and we sleep on the bells."""
-        for _ in range(3):
-            self.step()
-        eventually(lambda: self.step() or self.channel._asleep, every=0)
-
-
-@pytest.fixture
-def broker(request, redis_of_version):
-    server = redis_of_version(getattr(request, "param", "default"))
-    with server.client(decode_responses=False) as client:
-        client.flushall()
-        broker = Broker(server, client)
-        yield broker
-        for connection in broker.connections:
-            with suppress(OSError):
-                connection.release()
 
 
 def soon(seconds=0.3):
