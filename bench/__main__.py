@@ -6,12 +6,13 @@ import argparse
 
 from rich.console import Console
 
-from bench import flight, kills, noop, portal, videos
+from bench import flight, kills, letters, noop, portal, videos
 
 TABLES = {
     "noop": noop.run,
     "portal": portal.run,
     "kills": kills.run,
+    "letters": letters.run,
     "video-kills": videos.run,
     "video-flight": flight.run,
 }

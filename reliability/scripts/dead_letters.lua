@@ -2,11 +2,12 @@
 -- A letter is its body, which never changes, and its mark: a flat object of what changes and of where it is filed.
 -- KEYS  1 what every key of the store begins with
 -- ARGV  1 action  2 message id  3… by action:
---       bury: body, failed_at, task, error type, fingerprint, replays, compensation
+--       bury: body, failed_at, task, error type, fingerprint, replays, compensation, release, edits (JSON) or ''
 --       settle: state, by whom, note, replays ('' for a state that is no replay)     compensate: state, replays of the run it is about or ''
+--       amend: mark as it was read, edits (JSON)     forget: mark as it was read
 -- Reply 1 if anything changed
 local base, action, id = KEYS[1], ARGV[1], ARGV[2]
-local letters, marks, groups, tasks, owed = base .. 'letters', base .. 'marks', base .. 'groups', base .. 'tasks', base .. 'owed'
+local letters, marks, tasks, owed, verdicts = base .. 'letters', base .. 'marks', base .. 'tasks', base .. 'owed', base .. 'verdicts'
 
 local function read()
   local mark = redis.call('HGET', marks, id)
@@ -19,23 +20,23 @@ end
 
 local function places(mark)
   local state = base .. mark.state
-  return { state, state .. ':task:' .. mark.task, state .. ':type:' .. mark.type, state .. ':fingerprint:' .. mark.fingerprint }
+  return {
+    state, state .. ':task:' .. mark.task, state .. ':type:' .. mark.type, state .. ':fingerprint:' .. mark.fingerprint,
+    state .. ':both:' .. mark.task .. '\n' .. mark.type, -- few of one and many of the other would be a long search
+  }
 end
 
 local function file(mark)
   for _, place in ipairs(places(mark)) do redis.call('ZADD', place, mark.failed_at, id) end
-  if mark.state == 'open' then
-    redis.call('ZINCRBY', groups, 1, mark.fingerprint)
-    redis.call('ZINCRBY', tasks, 1, mark.task)
-  end
+  redis.call('ZINCRBY', base .. mark.state .. ':groups', 1, mark.fingerprint)
+  if mark.state == 'open' then redis.call('ZINCRBY', tasks, 1, mark.task) end
 end
 
 local function unfile(mark)
   for _, place in ipairs(places(mark)) do redis.call('ZREM', place, id) end
-  if mark.state == 'open' then
-    redis.call('ZINCRBY', tasks, -1, mark.task)
-    if tonumber(redis.call('ZINCRBY', groups, -1, mark.fingerprint)) <= 0 then redis.call('ZREM', groups, mark.fingerprint) end
-  end
+  local groups = base .. mark.state .. ':groups'
+  if tonumber(redis.call('ZINCRBY', groups, -1, mark.fingerprint)) <= 0 then redis.call('ZREM', groups, mark.fingerprint) end
+  if mark.state == 'open' then redis.call('ZINCRBY', tasks, -1, mark.task) end
 end
 
 local CONFIRMED_WITHIN = 3600 -- what was sent and is not confirmed is owed again: sent twice, it has one effect
@@ -52,7 +53,35 @@ local function owe(compensation)
   end
 end
 
-local function bury(body, failed_at, task, error_type, fingerprint, replays, compensation)
+-- What a person has said about a cause, as long as that holds.
+local function verdict_on(fingerprint)
+  local text = redis.call('HGET', verdicts, fingerprint)
+  local verdict = text and cjson.decode(text)
+  if not verdict or verdict.regression then return nil end
+  local expires = verdict['until']
+  if expires ~= '' and tonumber(expires) <= tonumber(redis.call('TIME')[1]) then return nil end
+  return verdict
+end
+
+local function numbers(version)
+  local found = {}
+  for number in (version:match('^v?([%d.]+)$') or version:match('^v?([%d.]+)[-+]') or ''):gmatch('%d+') do
+    found[#found + 1] = tonumber(number)
+  end
+  return found
+end
+
+-- Whether a release came before a version, both like v1.12.0; what cannot be compared did not.
+local function is_before(release, version)
+  local mine, other = numbers(release), numbers(version)
+  if #mine == 0 then return false end
+  for n = 1, math.max(#mine, #other) do
+    if (mine[n] or 0) ~= (other[n] or 0) then return (mine[n] or 0) < (other[n] or 0) end
+  end
+  return false
+end
+
+local function bury(body, failed_at, task, error_type, fingerprint, replays, compensation, release, edits)
   local old = read()
   replays = tonumber(replays)
   if old and replays <= old.replays then
@@ -63,7 +92,12 @@ local function bury(body, failed_at, task, error_type, fingerprint, replays, com
   local mark = {
     state = 'open', failed_at = failed_at, task = task, type = error_type, fingerprint = fingerprint,
     replays = replays, compensation = compensation, at = '', by = '', note = '',
+    edits = edits ~= '' and edits or old and old.edits or nil, -- those of the call that died are in its body
   }
+  local verdict = verdict_on(fingerprint)
+  if verdict and verdict.state == 'ignored' then
+    mark.state, mark.at, mark.by, mark.note = 'discarded', redis.call('TIME')[1], verdict.by, verdict.note
+  end
   -- A full Redis refuses the first write or none: nothing is taken out of an index before.
   redis.call('HSET', letters, id, body)
   write(mark)
@@ -71,6 +105,10 @@ local function bury(body, failed_at, task, error_type, fingerprint, replays, com
   file(mark)
   owe(compensation)
   redis.call('HINCRBY', base .. 'total', task .. '\n' .. error_type, 1)
+  if verdict and verdict.state == 'fixed' and not is_before(release, verdict.version) then
+    verdict.regression = true
+    redis.call('HSET', verdicts, fingerprint, cjson.encode(verdict))
+  end
   return 1
 end
 
@@ -102,5 +140,23 @@ local function compensate(state, of)
   return 1
 end
 
-local actions = { bury = bury, settle = settle, compensate = compensate }
+-- Edits are text to us: our JSON makes a list without elements an object.
+local function amend(as_read, edits)
+  if redis.call('HGET', marks, id) ~= as_read then return 0 end
+  local mark = read()
+  mark.edits, mark.edited = edits, true
+  write(mark)
+  return 1
+end
+
+local function forget(as_read)
+  if redis.call('HGET', marks, id) ~= as_read then return 0 end
+  unfile(read()) -- its first write frees memory, so a full Redis takes the others, too
+  redis.call('ZREM', owed, id)
+  redis.call('HDEL', letters, id)
+  redis.call('HDEL', marks, id)
+  return 1
+end
+
+local actions = { bury = bury, settle = settle, compensate = compensate, amend = amend, forget = forget }
 return actions[action](unpack(ARGV, 3))

@@ -1,0 +1,78 @@
+"""Anything as JSON, and without the secrets in it."""
+
+from __future__ import annotations
+
+import json
+from base64 import b64decode, b64encode
+from collections.abc import Collection, Mapping
+from dataclasses import fields, is_dataclass
+from datetime import datetime
+from math import isfinite
+from typing import Any
+
+HIDDEN = "•••"
+SHORTEST_PART = 4  # a shorter secret is hidden where it is the whole value, not inside of words
+DEEPEST = 100  # levels; what is nested deeper is kept as text
+
+
+class Redaction:
+    """Hides *secrets* from what is written; names of ours, the *spared*, are none of theirs."""
+
+    def __init__(self, secrets: Collection[str], spared: Collection[str] = ()) -> None:
+        self._secrets = sorted(filter(None, secrets), key=len, reverse=True)
+        self._spared = spared
+
+    def of(self, value: Any, depth: int = 0) -> Any:
+        """Return *value* as JSON knows it, whatever it was, without secrets."""
+        if value is None or isinstance(value, int):
+            return value
+        if isinstance(value, float) and isfinite(value):
+            return value
+        if depth <= DEEPEST and isinstance(value := unfolded(value), dict | list):
+            if isinstance(value, list):
+                return [self.of(item, depth + 1) for item in value]
+            return {self._name(key): self.of(value[key], depth + 1) for key in value}
+        return self._text(value if isinstance(value, str) else as_json(value))
+
+    def of_base64(self, raw: str) -> str:
+        """Return bytes without secrets; both are base64."""
+        content = b64decode(raw)
+        for secret in self._secrets:
+            if len(secret) >= SHORTEST_PART:
+                content = content.replace(secret.encode(), HIDDEN.encode())
+        return b64encode(content).decode()
+
+    def _name(self, name: str) -> str:
+        """A secret may be as short as `code`."""
+        return name if name in self._spared else self._text(name)
+
+    def _text(self, text: str) -> str:
+        # Half a surrogate pair cannot be stored as UTF-8.
+        text = text.encode("utf-8", "backslashreplace").decode()
+        if text in self._secrets:
+            return HIDDEN
+        for secret in self._secrets:
+            if len(secret) >= SHORTEST_PART:
+                text = text.replace(secret, HIDDEN)
+        return text
+
+
+def unfolded(value: Any) -> Any:
+    """Return *value* as JSON knows it, one level deep."""
+    if is_dataclass(value):
+        return {entry.name: getattr(value, entry.name) for entry in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): item for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return list(value)
+    if value is None or isinstance(value, str | int | float):
+        return value
+    return value.isoformat() if isinstance(value, datetime) else repr(value)
+
+
+def as_json(value: Any) -> str:
+    """Return one line of JSON; a value that JSON does not know becomes its repr."""
+    try:
+        return json.dumps(value, ensure_ascii=False, default=unfolded)
+    except RecursionError:
+        return "(nested too deeply to be kept)"
