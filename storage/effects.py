@@ -172,6 +172,29 @@ def get(key: str) -> Row | None:
     return None if row is None else Row(**row._mapping)  # noqa: SLF001  # public, despite its name
 
 
+def find_out(key: str, find: Find | None, *, owner: str, lease: float) -> Result | None:
+    """What became of an effect, for those who would take it back: its result, None if nothing.
+
+    Nothing is begun. What is in doubt is looked for with *find*, as in `once`, for at most *lease*
+    seconds. Whoever may begin it meanwhile has to be kept from that by other means.
+
+    Raises:
+        Pending, OutcomeUnknown: as `once` does; and whatever *find* raises.
+    """
+    row = get(key)
+    if row is None or row.state in {"done", "undone"}:
+        return row.result if row is not None and row.state == "done" else None
+    run = _claim(key, owner, lease, lease, call_at_once=False)
+    if isinstance(run, Effect):
+        return run.result
+    found = _look(run, find) if run.doubt else None
+    if found is not None:
+        return _finish(run, found, "found", None).result
+    with database.write() as connection:
+        held = connection.execute(_ours(run).values(state="undone", **_at_rest())).rowcount
+    return None if held else _stored(key).result
+
+
 def settle(key: str, result: Result | None = None, *, record: Record | None = None) -> bool:
     """Write down a person's decision on an effect in doubt: it happened so, or (None) it did not.
 

@@ -121,6 +121,23 @@ class LeaseRow(Base):
     until: Mapped[datetime]
 
 
+class SagaRow(Base):
+    """Several effects that belong together. What the columns promise is told in `storage.sagas`."""
+
+    __tablename__ = "sagas"
+    __table_args__ = (
+        CheckConstraint("state IN ('going', 'done', 'undoing', 'undone')", name="state"),
+    )
+
+    key: Mapped[str] = mapped_column(primary_key=True)
+    state: Mapped[str]
+    round: Mapped[int]
+    job: Mapped[str]
+    replays: Mapped[int]
+    created_at: Mapped[datetime]
+    updated_at: Mapped[datetime]
+
+
 class LinkRow(Base):
     """One thing of ours and its twin in the portal."""
 
@@ -345,8 +362,29 @@ class SkippedRow(Base):
     created_at: Mapped[datetime]
 
 
+class ArchiveRow(Base):
+    """A dead letter that has left Redis. What the columns promise is told in `storage.archive`."""
+
+    __tablename__ = "archived_letters"
+    __table_args__ = (
+        Index("ix_archived_letters_failed_at", "failed_at", "message_id"),
+        Index("ix_archived_letters_task", "task", "failed_at"),
+        Index("ix_archived_letters_fingerprint", "fingerprint", "failed_at"),
+    )
+
+    message_id: Mapped[str] = mapped_column(primary_key=True)
+    failed_at: Mapped[datetime] = mapped_column(primary_key=True)
+    state: Mapped[str]
+    task: Mapped[str]
+    error_type: Mapped[str]
+    fingerprint: Mapped[str]
+    letter: Mapped[str]
+    archived_at: Mapped[datetime]
+
+
 effects = cast("Table", EffectRow.__table__)
 leases = cast("Table", LeaseRow.__table__)
+sagas = cast("Table", SagaRow.__table__)
 links = cast("Table", LinkRow.__table__)
 credit_balances = cast("Table", BalanceRow.__table__)
 credit_transfers = cast("Table", TransferRow.__table__)
@@ -357,3 +395,4 @@ credentials = cast("Table", CredentialRow.__table__)
 bookmarks = cast("Table", BookmarkRow.__table__)
 crawl_sessions = cast("Table", CrawlRow.__table__)
 skipped_bookmarks = cast("Table", SkippedRow.__table__)
+archived_letters = cast("Table", ArchiveRow.__table__)

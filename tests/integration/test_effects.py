@@ -538,6 +538,77 @@ def test_undo_belongs_to_the_transaction_that_compensates():
     assert effects.get(KEY).state == "done"
 
 
+# ── Finding out, to take it back ─────────────────────────────────────────────────────────────
+
+
+def find_out(find=must_not_be_called):
+    return effects.find_out(KEY, find, owner="amends", lease=LONG)
+
+
+def test_what_was_never_begun_is_found_to_be_nothing_and_leaves_no_row():
+    assert find_out() is None
+    assert effects.get(KEY) is None
+
+
+@pytest.mark.parametrize(
+    ("taken_back", "found"), [(False, DEAL), (True, None)], ids=["done", "undone"]
+)
+def test_what_is_written_down_is_not_looked_for(taken_back, found):
+    once(lambda: DEAL)
+    if taken_back:
+        effects.undo(KEY)
+
+    assert find_out() == found
+
+
+@pytest.mark.parametrize(
+    ("found", "state"), [(DEAL, "done"), (None, "undone")], ids=["found", "not found"]
+)
+def test_what_is_in_doubt_is_looked_for_and_written_down(found, state):
+    crash(ago=LONG)
+
+    assert find_out(lambda: found) == found
+    assert effects.get(KEY).state == state
+    assert find_out() == found
+
+
+def test_what_is_under_way_is_waited_for():
+    crash(lease=LONG)
+
+    with pytest.raises(Pending) as pending:
+        find_out()
+    assert pending.value.retry_after == pytest.approx(LONG, abs=5)
+
+
+def test_what_may_still_happen_is_not_taken_for_nothing():
+    crash(lease=LONG)
+    pass_time("lease_until")
+
+    with pytest.raises(OutcomeUnknown) as doubt:
+        find_out(lambda: None)
+    assert doubt.value.retry_after == pytest.approx(LONG, abs=5)
+    assert effects.get(KEY).state == "unknown"
+
+
+def test_what_nobody_can_look_for_stays_in_doubt():
+    crash(ago=LONG)
+
+    with pytest.raises(OutcomeUnknown, match="a person's decision"):
+        find_out(None)
+    assert effects.get(KEY).state == "unknown"
+
+
+def test_result_that_comes_while_it_is_looked_for_is_what_happened():
+    crash(ago=LONG)
+
+    def find():
+        pass_time("lease_until")
+        assert effects.settle(KEY, OTHER)
+
+    assert find_out(find) == OTHER
+    assert effects.get(KEY).result == OTHER
+
+
 # ── The record ───────────────────────────────────────────────────────────────────────────────
 
 
