@@ -7,6 +7,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from datetime import MAXYEAR, MINYEAR, UTC, datetime
 from decimal import Decimal
 from typing import Annotated, Any, get_args
@@ -106,12 +107,34 @@ Timestamp = Annotated[
 ]
 Fields = Annotated[dict[Annotated[str, Field(min_length=1)], JsonValue], Field(max_length=500)]
 
+VERSION = "payload_version"  # header of a message: the shape of its arguments
+FIRST = 1  # the version of a message that names none: it was sent before there were any
+Upcaster = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+def version_of(headers: Mapping[str, Any] | None) -> Any:
+    """Return what a message says of its payload's version; `Payload.read` judges it."""
+    return (headers or {}).get(VERSION, FIRST)
+
 
 class Payload:
-    """The checked arguments of one task; *task* is its name on the wire."""
+    """The checked arguments of one task; *task* is its name on the wire.
 
-    def __init__(self, task: str, body: Callable[..., Any]) -> None:
+    *version* counts the shapes that the arguments have had on the wire. A message may be older
+    than the release that runs it: it was queued, parked or dead while its task changed.
+    `upcasters[n]` turns the arguments of version n, by name and as JSON, into those of n + 1.
+    """
+
+    def __init__(
+        self,
+        task: str,
+        body: Callable[..., Any],
+        version: int = FIRST,
+        upcasters: Mapping[int, Upcaster] | None = None,
+    ) -> None:
         self.task = task
+        self.version = version
+        self._upcasters = _complete(task, version, upcasters or {})
         self.signature = inspect.signature(body, eval_str=True)
         self.model = _model(task, self.signature)
         self._open = {
@@ -129,10 +152,52 @@ class Payload:
         """
         return self._checked(args, kwargs).model_dump(mode="json")
 
-    def read(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the arguments as the body wants them. Raises as `write` does."""
+    def read(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], version: Any = None
+    ) -> dict[str, Any]:
+        """Return the arguments of a message as the body wants them. Raises as `write` does.
+
+        *version* is that of the message, see `version_of`; None means ours.
+        """
+        if version is not None:
+            kwargs = self.brought_up(args, kwargs, version)
         checked = self._checked(args, kwargs)
         return {name: getattr(checked, name) for name in type(checked).model_fields}
+
+    def brought_up(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], version: Any
+    ) -> Mapping[str, Any]:
+        """Return the arguments by name in today's shape, from that of *version*, unchecked.
+
+        Raises:
+            InvalidData: if it is newer than ours, no version at all, or does not hold what its
+                upcaster needs.
+        """
+        if type(version) is not int or version < FIRST:
+            raise InvalidData(f"{self.task}: {VERSION} is no version of a payload")
+        if version > self.version:
+            raise InvalidData(
+                f"{self.task}: sent by a newer release, as version {version} of its payload; "
+                f"this one reads up to {self.version}",
+                code="newer_payload",
+            )
+        if version == self.version:
+            return kwargs
+        if args:  # the names they stood for went with the old signature
+            raise InvalidData(f"{self.task}: version {version} of its payload has to come by name")
+        older = deepcopy(dict(kwargs))  # the message goes on as it came if the job comes back
+        for step in range(version, self.version):
+            older = self._step(step, older)
+        return older
+
+    def _step(self, version: int, kwargs: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return self._upcasters[version](kwargs)
+        except Exception as failure:
+            raise InvalidData(
+                f"{self.task}: version {version} of its payload cannot be brought up to "
+                f"{version + 1}: {type(failure).__name__}"
+            ) from failure
 
     def ids(self, arguments: Mapping[str, Any]) -> dict[str, str]:
         """Return the ids among the arguments that `read` has returned."""
@@ -160,6 +225,16 @@ class Payload:
             raise (MissingFields if missing else InvalidData)(f"{self.task}: {text}") from None
         except TypeError as error:
             raise InvalidData(f"{self.task}: {error}") from None
+
+
+def _complete(task: str, version: int, upcasters: Mapping[int, Upcaster]) -> Mapping[int, Upcaster]:
+    """Return the upcasters, which lead from every older version to the next one, or refuse them."""
+    if version < FIRST or set(upcasters) != set(range(FIRST, version)):
+        raise TypeError(
+            f"{task} is at version {version} of its payload: it needs an upcaster for each one "
+            f"before that, and has {sorted(upcasters)}"
+        )
+    return upcasters
 
 
 def _kinds(annotation: Any) -> tuple[Any, ...]:
