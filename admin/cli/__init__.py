@@ -1,4 +1,4 @@
-"""The second door: `celery -A tasks dlq|parked|gate|credits|videos|bookmarks|db …`.
+"""The second door: `celery -A tasks dlq|parked|gate|hold|credits|videos|bookmarks|db …`.
 
 Exit codes: 0 done, 1 found problems (an unknown id, nothing to do it to), 2 wrong use.
 """
@@ -10,7 +10,8 @@ from admin.cli.credits import credits
 from admin.cli.database import db
 from admin.cli.dead_letters import dlq
 from admin.cli.gates import gate
+from admin.cli.holds import hold
 from admin.cli.parked import parked
 from admin.cli.videos import videos
 
-__all__ = ["bookmarks", "credits", "db", "dlq", "gate", "parked", "videos"]
+__all__ = ["bookmarks", "credits", "db", "dlq", "gate", "hold", "parked", "videos"]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import replace
+from datetime import datetime
 from operator import itemgetter
-from typing import Any
+from typing import IO, Any
 
 import click
 
@@ -13,7 +17,6 @@ from admin import view
 from admin.cli.common import (
     SHOWN,
     Columns,
-    F,
     as_json,
     clock,
     confirmed,
@@ -27,7 +30,11 @@ from admin.cli.common import (
     rows_of,
     who,
 )
-from reliability.dead_letters import Filter, Letter, dead_letters
+from admin.cli.letter_files import bring_in, export
+from admin.cli.picking import COLUMNS, chosen, confirm, future, letter, pick
+from admin.cli.replays import ramps, replay
+from reliability.dead_letters import STATES, Filter, dead_letters
+from tasks.dry_run import amended, objection
 from tasks.replay import send_again
 
 
@@ -36,38 +43,23 @@ def dlq() -> None:
     """The dead letters: jobs we gave up, each explained and ready to be sent again."""
 
 
-def chosen(command: F) -> F:
-    """Add the options that pick letters."""
-    for option in (
-        click.option("--task", default="", help="Only of this task."),
-        click.option("--error", "error_type", default="", help="Only of this error class."),
-        click.option("--fingerprint", default="", help="Only of this group."),
-    ):
-        command = option(command)
-    return command
+for command in (replay, ramps, export, bring_in):
+    dlq.add_command(command)
+
+in_state = click.option("--state", type=click.Choice([*STATES, "all"]), default="open")
 
 
 @dlq.command("ls")
 @chosen
-@click.option(
-    "--state", type=click.Choice(["open", "replayed", "discarded", "all"]), default="open"
-)
+@in_state
 @limited
 @as_json
 @guarded
-def dlq_ls(as_json: bool, limit: int | None, **which: Any) -> None:
+def dlq_ls(as_json: bool, limit: int | None, state: str, which: Filter) -> None:
     """List the letters, newest first."""
-    letters = dead_letters().each(Filter(**which))
+    letters = dead_letters().each(replace(which, state=state))
     rows = rows_of(letters, limit, as_json, view.letter_row)
-    columns: Columns = {
-        "id": itemgetter("message_id"),
-        "task": lambda row: row["message_body"]["task"],
-        "error": itemgetter("error_type"),
-        "message": itemgetter("error_message"),
-        "failed at": lambda row: row["metadata"]["failed_at"],
-        "retries": lambda row: row["metadata"]["retry_count"],
-    }
-    print_rows(rows, columns, as_json, "no dead letters")
+    print_rows(rows, COLUMNS, as_json, "no dead letters")
 
 
 @dlq.command("show")
@@ -76,7 +68,7 @@ def dlq_ls(as_json: bool, limit: int | None, **which: Any) -> None:
 @guarded
 def dlq_show(message_id: str, as_json: bool) -> None:
     """Show one letter whole: what it was, why it died, what was tried."""
-    row = view.letter_row(_letter(message_id))
+    row = view.letter_row(letter(message_id))
     if as_json:
         print_json(row)
         return
@@ -90,32 +82,10 @@ def dlq_show(message_id: str, as_json: bool) -> None:
             f"  {clock(entry['at'])}  {entry['action']:<12} {entry['error']}: {entry['detail']}",
             markup=False,
         )
+    for edit in row["edits"]:
+        out.print(f"  {edit['at']}  edited by {edit['by']}", markup=False)
+        out.print(difference(edit["before"], edit["after"]), markup=False, highlight=False)
     out.print(row["traceback"], markup=False, highlight=False)
-
-
-@dlq.command("groups")
-@limited
-@as_json
-@guarded
-def dlq_groups(as_json: bool, limit: int | None) -> None:
-    """List the causes, the most frequent first."""
-    groups = dead_letters().groups(limit=limit or (None if as_json else SHOWN))
-    columns = plain("fingerprint", "count", "task", "error_type", "last_seen", "explanation")
-    print_rows([view.group_row(group) for group in groups], columns, as_json, "no dead letters")
-
-
-@dlq.command("replay")
-@click.argument("message_ids", nargs=-1)
-@chosen
-@click.option("--all", "everything", is_flag=True, help="All open letters.")
-@confirmed
-@guarded
-def dlq_replay(message_ids: tuple[str, ...], everything: bool, yes: bool, **which: str) -> None:
-    """Send jobs again, with a fresh budget; what has had its effect is not done twice."""
-    letters = _pick(message_ids, everything, yes, which, "Send")
-    sent = sum(send_again(letter, by=who()) for letter in letters)
-    click.echo(f"sent {sent} of {len(letters)} again")
-    exit_unless(sent == len(letters))
 
 
 @dlq.command("discard")
@@ -126,31 +96,183 @@ def dlq_replay(message_ids: tuple[str, ...], everything: bool, yes: bool, **whic
 @confirmed
 @guarded
 def dlq_discard(
-    message_ids: tuple[str, ...], everything: bool, yes: bool, note: str, **which: str
+    message_ids: tuple[str, ...], which: Filter, everything: bool, note: str, yes: bool
 ) -> None:
     """Settle letters without sending them; they stay readable."""
-    letters = _pick(message_ids, everything, yes, which, "Discard")
+    picked = pick(message_ids, which, everything=everything)
+    confirm("Discard", picked, yes=yes)
     store = dead_letters()
-    done = sum(store.discard(letter.message_id, by=who(), note=note) for letter in letters)
-    click.echo(f"discarded {done} of {len(letters)}")
-    exit_unless(done == len(letters))
+    settled = [
+        store.discard(one.message_id, by=who(), note=note)
+        for one in picked.letters()
+        if one.state == "open" or picked.ids
+    ]
+    click.echo(f"discarded {sum(settled)} of {len(settled)}")
+    exit_unless(all(settled))
 
 
-def _pick(
-    message_ids: tuple[str, ...], everything: bool, yes: bool, which: Mapping[str, Any], verb: str
-) -> list[Letter]:
-    if message_ids:
-        return [_letter(message_id) for message_id in message_ids]
-    if not everything and not any(which.values()):
-        raise click.UsageError("name ids, or pick with --fingerprint, --task, --error or --all")
-    letters = list(dead_letters().each(Filter(**which)))
-    if letters and not yes:
-        click.confirm(f"{verb} {len(letters)} letters?", abort=True)
-    return letters
+# -- one letter, repaired
 
 
-def _letter(message_id: str) -> Letter:
-    letter = dead_letters().get(message_id)
-    if letter is None:
-        raise click.ClickException(f"no dead letter has the id {message_id}")
-    return letter
+@dlq.command("edit")
+@click.argument("message_id")
+@click.option("--set", "changes", multiple=True, metavar="NAME=VALUE", help="Change one argument.")
+@click.option("--unset", multiple=True, metavar="NAME", help="Leave one out.")
+@click.option("--json", "file", type=click.File("r"), help="Take all arguments from a file.")
+@click.option("--replay", "send", is_flag=True, help="Send the job again with them.")
+@confirmed
+@guarded
+def dlq_edit(
+    message_id: str,
+    changes: tuple[str, ...],
+    unset: tuple[str, ...],
+    file: IO[str] | None,
+    send: bool,
+    yes: bool,
+) -> None:
+    """Change the arguments of a dead job; what they were, and who changed them, is kept.
+
+    VALUE is JSON, or else taken as a text; `fields.TITLE=x` changes one value within another.
+    """
+    if bool(file) == bool(changes or unset):
+        raise click.UsageError("change arguments with --set and --unset, or give all in a --json")
+    dead = letter(message_id)
+    before = dead.message_body.kwargs
+    after = _whole(file) if file else edited(before, changes, unset)
+    against = objection(amended(dead, after))
+    if against:
+        raise click.ClickException(against)
+    if after == before:
+        raise click.ClickException("that changes nothing")
+    click.echo(difference(before, after))
+    if not yes:
+        click.confirm("Change it so?", abort=True)
+    if not dead_letters().amend(message_id, after, who()):
+        raise click.ClickException("somebody else has changed or settled it in this moment")
+    if send and not send_again(letter(message_id), by=who()):
+        raise click.ClickException("it is changed, but somebody else has settled it")
+    click.echo(f"{message_id} is changed" + (" and sent again" if send else ""))
+
+
+def edited(
+    before: Mapping[str, Any], changes: tuple[str, ...], unset: tuple[str, ...]
+) -> dict[str, Any]:
+    """Return the arguments with some set and some left out; dots lead into what is nested."""
+    after = deepcopy(dict(before))
+    for change in changes:
+        path, given, value = change.partition("=")
+        if not given:
+            raise click.UsageError(f"--set wants NAME=VALUE, not {change}")
+        inner, name = _place(after, path)
+        inner[name] = _value(value)
+    for path in unset:
+        inner, name = _place(after, path)
+        if inner.pop(name, None) is None:
+            raise click.UsageError(f"there is no {path} to leave out")
+    return after
+
+
+def difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """Return what an edit changes, line by line, as - and +."""
+    lines = (_lines(before), _lines(after))
+    told = list(difflib.unified_diff(*lines, lineterm="", n=1))
+    return "\n".join(line for line in told[2:] if not line.startswith("@@"))
+
+
+def _lines(arguments: Mapping[str, Any]) -> list[str]:
+    return json.dumps(arguments, ensure_ascii=False, indent=2, sort_keys=True).splitlines()
+
+
+def _place(arguments: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:
+    *outer, name = path.split(".")
+    for step in outer:
+        arguments = arguments.setdefault(step, {})
+        if not isinstance(arguments, dict):
+            raise click.UsageError(f"{step} of {path} holds nothing that has a name")
+    return arguments, name
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _whole(file: IO[str]) -> dict[str, Any]:
+    try:
+        arguments = json.load(file)
+    except ValueError as error:
+        raise click.UsageError(f"the file is no JSON: {error}") from error
+    if not isinstance(arguments, dict):
+        raise click.UsageError("the file holds no object of arguments by name")
+    return arguments
+
+
+# -- groups
+
+
+@dlq.command("groups")
+@in_state
+@limited
+@as_json
+@guarded
+def dlq_groups(as_json: bool, limit: int | None, state: str) -> None:
+    """List the causes, the most frequent first."""
+    most = limit or (None if as_json else SHOWN)
+    columns: Columns = plain("fingerprint", "count", "task", "error_type", "last_seen")
+    columns |= {
+        "verdict": lambda row: _said(row["verdict"]),
+        "explanation": itemgetter("explanation"),
+    }
+    rows = [view.group_row(group) for group in dead_letters().groups(state=state, limit=most)]
+    print_rows(rows, columns, as_json, "no dead letters")
+
+
+def _said(verdict: Mapping[str, Any] | None) -> str:
+    if verdict is None:
+        return ""
+    if verdict["regression"]:
+        return f"REGRESSION, was fixed in {verdict['version']}"
+    return f"fixed in {verdict['version']}" if verdict["version"] else verdict["state"]
+
+
+group = click.argument("fingerprint")
+
+
+@dlq.command("ignore")
+@group
+@click.option("--note", required=True, help="Why; it stands in each of its letters.")
+@click.option("--until", callback=future, help="No longer than (7d, ISO 8601).")
+@confirmed
+@guarded
+def dlq_ignore(fingerprint: str, note: str, until: datetime | None, yes: bool) -> None:
+    """Discard the letters of a group, and those that will come, until then."""
+    picked = pick((), Filter(fingerprint=fingerprint), everything=False)
+    confirm("Discard, and ignore those to come,", picked, yes=yes)
+    discarded = dead_letters().ignore(fingerprint, by=who(), note=note, until=until)
+    click.echo(f"{fingerprint} is ignored, {discarded} letters discarded")
+
+
+@dlq.command("fixed")
+@group
+@click.option("--in", "version", required=True, help="The release that has mended it.")
+@click.option("--note", default="", help="How.")
+@guarded
+def dlq_fixed(fingerprint: str, version: str, note: str) -> None:
+    """Say that a release has mended a cause; a death in it, or a later one, is a regression."""
+    try:
+        dead_letters().fixed(fingerprint, by=who(), version=version, note=note)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    click.echo(f"{fingerprint} is fixed in {version}")
+
+
+@dlq.command("unsay")
+@group
+@guarded
+def dlq_unsay(fingerprint: str) -> None:
+    """Take back what was said about a group with `ignore` or `fixed`."""
+    lifted = dead_letters().lift(fingerprint)
+    click.echo(f"{fingerprint} is as any other" if lifted else "nothing was said about it")
+    exit_unless(lifted)

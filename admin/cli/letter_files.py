@@ -1,0 +1,95 @@
+"""`celery -A tasks dlq export|import`: letters as lines of JSON, to be kept or moved elsewhere."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import IO
+
+import click
+
+from admin.cli.common import exit_unless, guarded
+from admin.cli.picking import chosen
+from reliability.dead_letters import STATES, Filter, Letter, dead_letters
+
+
+@click.command("export")
+@click.argument("file", type=click.Path(dir_okay=False, allow_dash=True))
+@chosen
+@click.option("--state", type=click.Choice([*STATES, "all"]), default="open")
+@guarded
+def export(file: str, which: Filter, state: str) -> None:
+    """Write letters to FILE (- for the output), one line of JSON each; they stay where they are."""
+    count = 0
+    with written(file) as lines:
+        for letter in dead_letters().each(replace(which, state=state)):
+            lines.write(letter.to_json() + "\n")
+            count += 1
+    click.echo(f"exported {count}", err=True)
+
+
+@contextmanager
+def written(file: str) -> Iterator[IO[str]]:
+    """Open a file that is there when it is whole, and that nobody else may read."""
+    if file == "-":
+        yield sys.stdout
+        sys.stdout.flush()
+        return
+    place = Path(file)
+    draft = place.with_name(f".{place.name}.part")
+    draft.unlink(missing_ok=True)
+    try:
+        private = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(private, "w", encoding="utf-8") as lines:
+            yield lines
+        draft.replace(place)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+@click.command("import")
+@click.argument("file", type=click.File("r", encoding="utf-8"))
+@guarded
+def bring_in(file: IO[str]) -> None:
+    """Bury the letters in FILE (- for the input) that are not known here; twice is once."""
+    counts: Counter[str] = Counter()
+    for number, line in enumerate(file, 1):
+        if not line.strip():
+            continue
+        try:
+            letter = Letter.from_json(line)
+        except ValueError as error:
+            counts["bad"] += 1
+            click.echo(f"line {number}: {error}", err=True)
+            continue
+        counts["imported" if restored(letter) else "known"] += 1
+    click.echo(f"imported {counts['imported']}, known already {counts['known']}")
+    exit_unless(not counts["bad"])
+
+
+def restored(letter: Letter) -> bool:
+    """Bury a letter in the state it was in. False if it is known here, and left as it is.
+
+    One that a crash has left open between the two is known and open: it is settled now.
+    """
+    store = dead_letters()
+    known = store.get(letter.message_id)
+    if known is not None and not _is_half_done(known, letter):
+        return False
+    store.bury(replace(letter, replays=max(0, letter.replays - (letter.state == "replayed"))))
+    settled = {"by": letter.settled_by, "note": letter.note}
+    if letter.state == "discarded":
+        store.discard(letter.message_id, **settled)
+    elif letter.state == "replayed":
+        store.mark_replayed(replace(letter, replays=letter.replays - 1), **settled)
+    return True
+
+
+def _is_half_done(known: Letter, letter: Letter) -> bool:
+    same = known.metadata.failed_at == letter.metadata.failed_at
+    return same and known.state == "open" and letter.state != "open"
