@@ -1,4 +1,4 @@
-# One image for every process: worker (the default), API, Flower, commands, and the sandbox.
+# One image for every process: worker (the default), beat, API, Flower, commands, and the sandbox.
 ARG PYTHON=3.11
 
 FROM python:${PYTHON}-slim AS build

@@ -1,7 +1,10 @@
 """Celery's own settings. Ours are in `config.settings`; every value here has its reason."""
 
+from typing import Any
+
 from kombu import Queue
 
+from config.services import scaled
 from config.settings import settings
 
 _config = settings()
@@ -11,8 +14,10 @@ imports = (
     "tasks.telegram",
     "tasks.video",
     "tasks.bookmarks",
+    "tasks.replay",
     "tasks.failures",
     "tasks.upkeep",
+    "tasks.caretaker",
     "tasks.lifecycle",
 )
 
@@ -48,6 +53,8 @@ _queues = {
     "video.handle_press": "telegram",
     "video.*": "kie",
     "bookmarks.*": "x",
+    "replay.*": "upkeep",
+    "upkeep.*": "upkeep",
 }
 task_routes = {task: {"queue": name, "routing_key": name} for task, name in _queues.items()}
 task_default_queue = "bitrix"
@@ -88,3 +95,24 @@ worker_send_task_events = True  # Flower
 task_send_sent_event = True
 worker_hijack_root_logger = True
 worker_proc_alive_timeout = 30
+
+
+# -- beat: sends what is due by the clock; a second one does no harm (tasks/schedule.py)
+def _each(seconds: float, task: str, **options: Any) -> dict[str, Any]:
+    """Return an entry that sends a job each so many *seconds*, good until the next one is sent."""
+    every = scaled(seconds)
+    return {"task": task, "schedule": every, "options": {"expires": every, **options}}
+
+
+beat_scheduler = "tasks.schedule:Scheduler"
+beat_max_loop_interval = 30  # s; silent for twice as long, it is ill (its answer to a ping)
+beat_schedule = {
+    "trim": _each(3600.0, "upkeep.trim"),  # 10,000 letters are a day of a bad month
+    "compensate": _each(60.0, "upkeep.compensate"),  # what is owed is money; it was late before
+    **{
+        # A queue that is left alone on purpose would only fill up with them.
+        f"canary-{queue}": _each(30.0, "upkeep.canary", queue=queue) | {"kwargs": {"queue": queue}}
+        for queue, obstacle in _config.queues.items()
+        if not obstacle
+    },
+}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -12,7 +13,10 @@ from reliability import gate
 from reliability.connection import redis
 from reliability.dead_letters import Group, Letter
 from reliability.gate import Gate, GateState
-from reliability.parking import Parked
+from reliability.holds import Hold
+from reliability.holds import holds as held_back
+from reliability.parking import Parked, parking
+from reliability.replays import Run
 
 # What usually helps, by the kind of failure; the group's page says it in the operator's words.
 EXPLANATIONS = {
@@ -33,9 +37,11 @@ EXPLANATIONS = {
     "InternalError": "Our own side failed. The traceback tells where.",
     "RateLimited": "The budget was used up for too long. Raise it or send less, then replay.",
     "CircuitOpen": "The upstream was down for too long. Replay when it is up.",
-    "Paused": "The gate was paused for too long. Resume it, then replay.",
+    "Paused": "A person held it back for too long. Resume the gate or lift the hold, then replay.",
     "CredentialHeld": "The credential was refused for too long. Set a new one, then replay.",
     "Pending": "What it waited for did not come. Look at its last wait, then replay.",
+    "PoisonPill": "The job ends its worker, even alone. Learn how from that worker's log (memory? "
+    "a crash in a library?), mend it, then replay.",
     "Fatal": "Memory or disk ran out on every worker that tried. Give them more, then replay.",
     "Unclassified": "Nobody has met this failure before. Read the traceback, write a rule for it.",
 }
@@ -62,8 +68,22 @@ def gate_row(state: GateState) -> dict[str, Any]:
 def parked_row(job: Parked) -> dict[str, Any]:
     """Return one parked job with its times as ISO 8601."""
     row = asdict(job)
-    row["since"], row["due"] = _iso(_utc(job.since)), _iso(_utc(job.due))
+    for name in ("accepted_at", "since", "due"):
+        row[name] = _iso(_utc(row[name]))
     return row
+
+
+def holds() -> list[dict[str, Any]]:
+    """Return every hold, oldest first, with the number of *jobs* that are parked for it."""
+    known = held_back().each()
+    waiting = Counter(job.code for job in parking().jobs()) if known else Counter()
+    return [hold_row(hold) | {"jobs": waiting[hold.id]} for hold in known]
+
+
+def hold_row(hold: Hold) -> dict[str, Any]:
+    """Return one hold with its times as ISO 8601; *until* is None until somebody lifts it."""
+    until = None if hold.until is None else _utc(hold.until)
+    return asdict(hold) | {"at": _iso(_utc(hold.at)), "until": _iso(until)}
 
 
 def letter_row(letter: Letter) -> dict[str, Any]:
@@ -74,6 +94,7 @@ def letter_row(letter: Letter) -> dict[str, Any]:
         "failed_at": _iso(letter.metadata.failed_at),
     }
     row["settled_at"] = _iso(letter.settled_at)
+    row["edits"] = [edit | {"at": _iso(edit["at"])} for edit in row["edits"]]
     row["explanation"] = explain(letter.error_type)
     return row
 
@@ -82,7 +103,18 @@ def group_row(group: Group) -> dict[str, Any]:
     """Return one group of letters with its explanation."""
     row = asdict(group)
     row["first_seen"], row["last_seen"] = _iso(group.first_seen), _iso(group.last_seen)
+    if group.verdict is not None:
+        row["verdict"] |= {"at": _iso(group.verdict.at), "until": _iso(group.verdict.until)}
     return row | {"explanation": explain(group.error_type)}
+
+
+def run_row(run: Run) -> dict[str, Any]:
+    """Return one ramped replay with its times as ISO 8601, and what it was to send."""
+    row = asdict(run)
+    row["begun_at"], row["over_at"] = _iso(run.begun_at), _iso(run.over_at)
+    row["which"] |= {"since": _iso(run.which.since), "until": _iso(run.which.until)}
+    inside = ("cursor", "exhausted", "paced_until", "revision", "step", "step_sent")
+    return {name: value for name, value in row.items() if name not in inside}
 
 
 def explain(error_type: str) -> str:

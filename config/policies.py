@@ -132,6 +132,7 @@ POLICIES: Mapping[type[BaseException], Policy] = {
         PARK, backoff=Backoff(60.0, factor=1.0), budget=1800.0, level=ERROR, alert=True
     ),
     errors.UserError: Policy(DEAD, level=INFO),
+    errors.PoisonPill: Policy(DEAD, level=CRITICAL, alert=True),
     errors.Fatal: Policy(
         Action.SHUTDOWN, attempts=3, backoff=Backoff(5.0), level=CRITICAL, alert=True
     ),
@@ -204,6 +205,18 @@ TASKS: Mapping[str, Mapping[type[BaseException], Policy]] = {
         errors.BillingExhausted: replace(POLICIES[errors.BillingExhausted], budget=MONTH),
     },
     "bookmarks.cancel": {errors.NotFound: GONE},
+    # It looks each second while its jobs are under way, and these may be parked for a month.
+    "replay.ramp": {
+        errors.Pending: Policy(
+            PARK, backoff=Backoff(1.0, factor=1.0), budget=MONTH, level=logging.DEBUG
+        )
+    },
+    # The next one is on its way, and what is not heard of tells that Redis is away.
+    "upkeep.canary": {
+        errors.InternalError: Policy(
+            Action.SKIP, outcome="unheard", notify=Notify.NEVER, level=INFO
+        )
+    },
     "bitrix.update_deal": {errors.NotFound: GONE},
     "bitrix.attach_contact": {errors.NotFound: GONE},
     "bitrix.create_contact": {errors.Duplicate: ADOPTED},

@@ -89,6 +89,21 @@ class Settings(BaseSettings):
         str, Field(description="Folder for dead letters that Redis would not take.")
     ] = "spool"
 
+    dead_letter_days: Annotated[
+        float,
+        Field(gt=0, description="Days that a dead letter stays in Redis; then it is archived."),
+    ] = 30.0
+    dead_letters_kept: Annotated[
+        int, Field(ge=1, description="Most dead letters in Redis; the oldest are archived first.")
+    ] = 10_000
+    release: Annotated[
+        str,
+        Field(
+            description="Version of what runs here, like 1.4.2; it tells a death in code that is "
+            "older than a fix from a regression."
+        ),
+    ] = ""
+
     bitrix_enabled: Annotated[bool, Field(description="Whether Bitrix24 is in use at all.")] = True
     bitrix_worker_enabled: Annotated[
         bool, Field(description="Whether workers here take jobs of the queue `bitrix`.")
@@ -317,6 +332,7 @@ class Settings(BaseSettings):
             "kie": "" if self.kie_api_key else "KIE_API_KEY is not set",
             "telegram": "" if self.telegram_bot_token else "TELEGRAM_BOT_TOKEN is not set",
             "x": "",  # whose access it is done with, users tell one by one
+            "upkeep": "",  # what we do for ourselves; it calls no upstream
         }
 
     def _bitrix_obstacle(self) -> str:

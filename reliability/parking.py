@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -36,6 +37,7 @@ CLOSING = (BillingExhausted, Blocked, NotConfigured, Unauthorized)
 GATE_REASONS = frozenset(kind.__name__ for kind in (*CLOSED, *CLOSING))
 # What waits for news, and may come back as soon as there are some.
 NEWS_REASONS = frozenset(kind.__name__ for kind in (OutcomeUnknown, Pending))
+END_OF_TIME = 253_402_300_800.0  # the year 10000, which no clock shows
 CHUNK = 500  # jobs read per round trip
 
 
@@ -43,7 +45,9 @@ CHUNK = 500  # jobs read per round trip
 class Parked:
     """One waiting job. *since* and *due* are unix seconds; *attempts* counts spent retries.
 
-    *replays* counts how often a person has sent it again.
+    *accepted_at* is when `delay()` took it, or the first that is known of it. *replays* counts how
+    often a person has sent it again. *code* is the upstream's own word for
+    the *reason*, or the id of the hold; *payload_version* is what the message says of that.
     """
 
     message_id: str
@@ -52,13 +56,16 @@ class Parked:
     kwargs: dict[str, Any]
     reason: str
     service: str
+    code: str
     detail: str
     queue: str
+    accepted_at: float
     since: float
     due: float
     attempts: int
     replays: int
     history: Sequence[dict[str, Any]]
+    payload_version: Any
 
 
 class Parking:
@@ -122,11 +129,32 @@ class Parking:
             for job in self.jobs()
             if job.service == service and job.reason in GATE_REASONS
         ]
-        for place in range(0, len(waiting), CHUNK):
-            moved = waiting[place : place + CHUNK]
+        self._space_out(waiting, start, spacing)
+        return len(waiting)
+
+    def release_held(
+        self, hold: str, *, start: float, spacings: Mapping[str, float], otherwise: float
+    ) -> int:
+        """Let the jobs of a hold come back in the order in which they were accepted.
+
+        Those of each queue are apart by its spacing in seconds, or by *otherwise*.
+        """
+        lines: dict[str, list[tuple[float, str]]] = defaultdict(list)
+        # A scan finds all that stay; pages by rank would skip some while others leave.
+        for message_id, stored in self._client.hscan_iter(self._parked, count=CHUNK):
+            job = _read(message_id, stored, due=0.0)
+            if job.reason == Paused.__name__ and job.code == hold:
+                lines[job.queue].append((job.accepted_at, message_id))
+        for queue, line in lines.items():
+            waiting = [message_id for _, message_id in sorted(line)]
+            self._space_out(waiting, start, spacings.get(queue, otherwise))
+        return sum(len(line) for line in lines.values())
+
+    def _space_out(self, message_ids: Sequence[str], start: float, spacing: float) -> None:
+        for place in range(0, len(message_ids), CHUNK):
+            moved = message_ids[place : place + CHUNK]
             times = {job: start + (place + n) * spacing for n, job in enumerate(moved)}
             self._client.zadd(self._due, times, xx=True)
-        return len(waiting)
 
     def cancel(self, message_id: str) -> Parked | None:
         """Take a job out for good and return it; None if it does not wait (any more)."""
@@ -169,14 +197,27 @@ def _read(message_id: str, stored: str, due: float) -> Parked:
         kwargs=kwargs,
         reason=parking.get("reason", "Scheduled"),
         service=parking.get("service", ""),
+        code=parking.get("code", ""),
         detail=parking.get("detail", ""),
         queue=list_key.split("\x06\x16", 1)[0],
+        accepted_at=_accepted_at(headers, float(since)),
         since=float(since),
         due=due,
         attempts=sum((headers.get("spent") or {}).values()),
         replays=replays if isinstance(replays := headers.get("replays"), int) else 0,
         history=headers.get("history") or [],
+        payload_version=headers.get("payload_version", 1),
     )
+
+
+def _accepted_at(headers: Mapping[str, Any], parked_at: float) -> float:
+    """Return when the job was accepted; of one that does not say so, the earliest time known."""
+    known = [headers.get("accepted_at")]
+    match headers.get("history"):
+        case [{"at": tried_at}, *_]:
+            known.append(tried_at)
+    times = (at for at in known if isinstance(at, int | float) and 0 < at < END_OF_TIME)
+    return float(next(times, parked_at))
 
 
 def _arguments(message: dict[str, Any]) -> tuple[Sequence[Any], dict[str, Any]]:

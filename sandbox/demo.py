@@ -90,7 +90,7 @@ class Demo:
     def start(self) -> Process:
         """Bring everything up; what does not depend on each other starts together."""
         stack = self.stack
-        with self.console.status("starting Redis, upstreams, shop, API, worker and Flower …"):
+        with self.console.status("starting Redis, upstreams, shop, API, worker, beat and Flower …"):
             stack.start_redis()
             os.environ.update(stack.env)  # this process looks at the same Redis and database
             settings.cache_clear()
@@ -101,6 +101,7 @@ class Demo:
                 stack.start_shop,
                 stack.start_api,
                 stack.start_flower,
+                stack.start_beat,
             )
             with ThreadPoolExecutor() as pool:
                 others = [pool.submit(start) for start in starts]

@@ -87,12 +87,16 @@ class Report:
 
 
 def all_jobs(stack: Stack) -> dict[str, str]:
-    """Return every job that Flower has heard of, also those that others have sent: job → task."""
+    """Return every job that Flower has heard of, also those that others have sent: job → task.
+
+    Not those of beat: one that nobody comes to in time never ends, and the next one does the same.
+    """
     login = httpx.BasicAuth(*stack.flower_login.split(":", 1))
     answer = httpx.get(
         f"{stack.url('flower')}/api/tasks", auth=login, timeout=30, trust_env=False
     ).raise_for_status()
-    return {job: seen["name"] for job, seen in answer.json().items() if seen["name"]}
+    named = {job: seen["name"] for job, seen in answer.json().items() if seen["name"]}
+    return {job: name for job, name in named.items() if not name.startswith("upkeep.")}
 
 
 def compare(

@@ -1,4 +1,4 @@
-"""The whole system as local processes: Redis, upstreams, shop, worker, Flower and the API."""
+"""The whole system as local processes: Redis, upstreams, shop, worker, beat, Flower and the API."""
 
 from __future__ import annotations
 
@@ -235,6 +235,13 @@ class Stack:
         worker.start()
         worker.wait_for(lambda: worker.says(" ready.", begun), "the word 'ready'")
         return worker
+
+    def start_beat(self, name: str = "beat") -> Process:
+        """Start a beat, which sends what is due by the clock; a second one does no harm."""
+        beat = self.process(name, [*self.celery(), "beat", "-l", "INFO"])
+        beat.start()
+        beat.wait_for(lambda: beat.says("beat: Starting..."), "that it starts")
+        return beat
 
     def operate(self, *command: str) -> subprocess.CompletedProcess[str]:
         """Carry out one of our own commands (`dlq ls`, `gate resume bitrix`, …)."""

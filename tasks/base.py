@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial, wraps
@@ -38,7 +38,9 @@ from config.policies import (
 )
 from config.settings import settings
 from reliability.connection import RedisError
-from tasks.payloads import Payload
+from reliability.holds import Hold, standing_holds
+from reliability.replays import note_end
+from tasks.payloads import FIRST, VERSION, Payload, Upcaster, version_of
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +57,11 @@ class Operation(Task):
     *adopt* is called with (existing_id, **payload) when the table says ADOPT. *compensation* names
     the task that makes good what a job has begun and could not finish; `amends` are its arguments.
     *ask_for_patience* is called with the payload, once, when it takes long.
+    *effect_keys* is called with (job id, **payload) and names the rows of `storage.effects` that
+    tell what the job has done; *obstacle* with the payload, and says why a replay would come to
+    nothing, empty if it would not. One that is *recurring* is no loss when it comes too late: the
+    next one does the same. Whoever changes the shape of the payload raises its *version*,
+    and gives an upcaster for the one before.
     """
 
     abstract = True
@@ -67,9 +74,15 @@ class Operation(Task):
     adopt: Callable[..., Mapping[str, Any]] | None = None
     compensation: str = ""
     ask_for_patience: Callable[..., None] | None = None
+    effect_keys: Callable[..., Iterable[str]] | None = None
+    obstacle: Callable[..., str] | None = None
+    recurring: bool = False
+    version: int = FIRST
+    upcasters: ClassVar[Mapping[int, Upcaster]] = {}
+    holds: Callable[[], Sequence[Hold]] = staticmethod(standing_holds)
 
     def __init__(self) -> None:
-        self.payload = Payload(self.name, self.run)
+        self.payload = Payload(self.name, self.run, self.version, self.upcasters)
         self.body = self.run
         self._refuse_contradictions()
         self.run = self._governed(self.run)  # below Celery's autoretry, which wraps it later
@@ -94,19 +107,56 @@ class Operation(Task):
         headers = dict(options.pop("headers", None) or {})
         if "history" not in headers:  # a retry is sent as it came, whatever it holds
             args, kwargs = (), self.payload.write(args or (), kwargs or {})
+            headers[VERSION] = self.payload.version
         headers.setdefault("accepted_at", time.time())
         shown = {"argsrepr": "()", "kwargsrepr": self.payload.shown(kwargs or {})}
         return super().apply_async(args, kwargs, *rest, headers=headers, **{**options, **shown})
 
     # -- the worker's side
 
+    def on_success(self, retval: Any, task_id: str, args: Any, kwargs: Any) -> None:  # noqa: ARG002
+        """Tell the ramped replay that has sent this job, if one has, that it ended well."""
+        note_end(self.request.headers or {}, task_id)
+
     def _governed(self, body: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(body)
         def run(*args: Any, **kwargs: Any) -> Any:
-            read = partial(self.payload.read, args, kwargs)
-            return self._attempt(lambda: body(**read()), read)
+            read = partial(self.payload.read, args, kwargs, self._version())
+            return self._attempt(lambda: body(**self._let_through(read)), read)
 
         return run
+
+    def _is_message(self) -> bool:
+        """Whether this run has come from a broker; a plain call is as new as this release."""
+        request = self.request
+        return not (request.called_directly or request.is_eager)
+
+    def _version(self) -> Any:
+        return version_of(self.request.headers) if self._is_message() else None
+
+    def _let_through(self, read: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Return the payload, unless a person holds jobs like this one.
+
+        Whoever holds a whole task does so because something is wrong with it: that comes before
+        its payload is looked at.
+
+        Raises:
+            Paused: it is held.
+        """
+        # A plain call is not held: there is no message that could be parked.
+        standing = type(self).holds() if self._is_message() else ()
+        if not standing:
+            return read()
+        queue = (self.request.delivery_info or {}).get("routing_key") or ""
+        concerned = [hold for hold in standing if hold.concerns(self.name, queue)]
+        self._refuse(hold for hold in concerned if not hold.where)
+        payload = read()
+        self._refuse(hold for hold in concerned if hold.matches(payload))
+        return payload
+
+    def _refuse(self, holds: Iterable[Hold]) -> None:
+        for hold in holds:
+            raise hold.refusal(time.time(), defaults().time_scale)
 
     def _attempt(
         self,
@@ -199,6 +249,7 @@ class Operation(Task):
         parking = {
             "reason": type(exc).__name__,
             "service": exc.service,
+            "code": exc.code,
             "detail": str(exc)[:200],
             "at": round(now, 3),
             "seconds": round(decision.delay, 3),
@@ -222,7 +273,8 @@ class Operation(Task):
         ask = type(self).ask_for_patience
         assert ask is not None  # noqa: S101 - `_is_late` has looked
         try:
-            ask(**self.payload.read(self.request.args or (), self.request.kwargs or {}))
+            args, kwargs = self.request.args or (), self.request.kwargs or {}
+            ask(**self.payload.read(args, kwargs, self._version()))
         except Exception as failure:  # noqa: BLE001 - no reason for the job itself to end
             error = classified(failure)
             logger.warning("%s[%s] could not ask for patience: %s", *self._who(), error)
@@ -326,7 +378,7 @@ def job() -> Job:
 def progress(**counts: Any) -> None:
     """Tell how far this job is: in its result, and to Flower. Attempts are counted afresh then."""
     task = current_task
-    if task is None or task.request.id is None:
+    if not task or task.request.id is None:  # a proxy, of nothing at all outside of tasks
         return
     task.request.progressed = True
     if settings().keep_results:

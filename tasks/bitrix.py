@@ -51,7 +51,12 @@ Phone = Annotated[str, StringConstraints(strip_whitespace=True, pattern=r"^\+?[\
 # -- deals
 
 
-@operation(name="bitrix.create_deal")
+def made_deal(_: str, order_id: str, **__: Any) -> list[str]:
+    """Return the effect of a create, by its key."""
+    return [key("deal", order_id)]
+
+
+@operation(name="bitrix.create_deal", effect_keys=made_deal)
 def create_deal(
     order_id: Id,
     title: Text,
@@ -130,7 +135,12 @@ def adopt_contact(existing_id: str, user_id: str, **payload: Any) -> Outcome:
     return outcome
 
 
-@operation(name="bitrix.create_contact", adopt=adopt_contact)
+def made_contact(_: str, user_id: str, **__: Any) -> list[str]:
+    """Return the effect of a create, by its key."""
+    return [key("contact", user_id)]
+
+
+@operation(name="bitrix.create_contact", adopt=adopt_contact, effect_keys=made_contact)
 def create_contact(
     user_id: Id,
     name: Text,

@@ -33,8 +33,8 @@ def note_failed_compensation(amends: Mapping[str, Any]) -> None:
         logger.warning("%s: that its compensation failed: %s", amends.get("job_id"), error)
 
 
-def ids_to_amend(task: str, args: Any, kwargs: Any) -> dict[str, str]:
-    """Return the ids in a payload, if the task has a compensation to pass them to.
+def ids_to_amend(task: str, args: Any, kwargs: Any, version: Any) -> dict[str, str]:
+    """Return the ids in a payload of that version, if the task has a compensation for them.
 
     None of a payload that the task could not have worked with: nothing was begun.
     """
@@ -42,7 +42,7 @@ def ids_to_amend(task: str, args: Any, kwargs: Any) -> dict[str, str]:
     if known is None or not known.compensation:
         return {}
     try:
-        return known.payload.ids(known.payload.read(tuple(args or ()), dict(kwargs or {})))
+        return known.payload.ids(known.payload.read(tuple(args or ()), dict(kwargs or {}), version))
     except JobError:
         return {}
 
@@ -54,21 +54,22 @@ def operation_named(task: str) -> Operation | None:
     return known if isinstance(known, Operation) else None
 
 
-def compensate(dead: Letter) -> None:
+def compensate(dead: Letter) -> bool:
     """Send the compensation of a letter that needs one; raise nothing: the upkeep tries again.
 
-    First the job, then the mark: sent twice it has one effect.
+    First the job, then the mark: sent twice it has one effect. False if one of them failed.
     """
     if dead.compensation.state not in {"needed", "sent"}:
-        return
+        return False
     # The letter's own count goes up when it is replayed; this is about the run that died.
     job = Job(dead.message_id, replays=replays(dead.headers))
     kind = KINDS.get(dead.error_type, Unclassified)
     try:
         amend(dead.message_body.task, dead.compensation.about, job, kind, queue=dead.original_queue)
-        dead_letters().compensate(dead.message_id, "sent")
+        return dead_letters().compensate(dead.message_id, "sent")
     except (OperationalError, RedisError) as unsent:
         logger.warning("the compensation of %s is sent later: %s", dead.message_id, unsent)
+        return False
 
 
 def amend(
@@ -97,16 +98,20 @@ def cancel(parked: Parked) -> bool:
     Raises:
         kombu.exceptions.OperationalError: if the broker cannot be reached; nothing was changed.
     """
-    ids = ids_to_amend(parked.task, parked.args, parked.kwargs)
+    ids = ids_to_amend(parked.task, parked.args, parked.kwargs, parked.payload_version)
     if ids:
         job = Job(parked.message_id, replays=parked.replays)
         amend(parked.task, ids, job, Cancelled, queue=parked.queue)
     return parking().cancel(parked.message_id) is not None
 
 
-def send_what_is_owed() -> None:
-    """Send the compensations that could not be sent when their letters were written."""
-    for message_id in dead_letters().owed():
-        dead = dead_letters().get(message_id)
-        if dead is not None:
-            compensate(dead)
+def send_what_is_owed() -> int:
+    """Send compensations that could not be sent when their letters were written; return how many.
+
+    That is a hundred of them at most; none is left, or none can be sent now, where it is 0.
+
+    Raises:
+        RedisError: Redis does not answer.
+    """
+    owing = (dead_letters().get(message_id) for message_id in dead_letters().owed())
+    return sum(compensate(dead) for dead in owing if dead is not None)

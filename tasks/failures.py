@@ -17,9 +17,13 @@ from typing import Any
 from celery import signals
 from celery.worker.consumer import Consumer as CeleryConsumer
 
-from classifiers.errors import InvalidData, JobError, Permanent
+from classifiers.errors import InvalidData, JobError, Permanent, PoisonPill
 from config.history import History
+from config.settings import settings
+from reliability import quarantine
 from reliability.dead_letters import Body, Compensation, Letter, Metadata, dead_letters
+from reliability.replays import note_end
+from tasks import app
 from tasks.base import accepted_at, classified, replays
 from tasks.compensation import (
     compensate,
@@ -27,6 +31,7 @@ from tasks.compensation import (
     ids_to_amend,
     note_failed_compensation,
 )
+from tasks.payloads import version_of
 
 logger = logging.getLogger(__name__)
 
@@ -118,8 +123,11 @@ def on_rejected(message: Any = None, exc: Any = None, **_: Any) -> None:
 
 @signals.task_revoked.connect
 def on_revoked(sender: Any = None, request: Any = None, expired: bool = False, **_: Any) -> None:
-    """The job expired before it ran. One revoked by a person was meant to end."""
-    if not expired:
+    """The job expired before it ran. One revoked by a person was meant to end.
+
+    So was one that is sent again and again, and that nobody came to in time.
+    """
+    if not expired or getattr(sender, "recurring", False):
         return
     headers = dict(getattr(request, "headers", None) or {})
     error = Permanent("the job expired before a worker came to it", code="expired")
@@ -140,9 +148,8 @@ def on_revoked(sender: Any = None, request: Any = None, expired: bool = False, *
 def bury_message(message: Any, error: Exception, task: str = "") -> None:
     """Bury a message that never became a job, with its true bytes."""
     headers = dict(message.headers or {})
-    body = message.body if isinstance(message.body, bytes) else str(message.body).encode()
     job_id = str(headers.get("id") or f"message-{message.delivery_tag}")
-    args, kwargs = _readable(message)
+    args, kwargs = _call_in(message) or ((), {})
     bury(
         letter(
             job_id,
@@ -153,7 +160,7 @@ def bury_message(message: Any, error: Exception, task: str = "") -> None:
             queue=str((message.delivery_info or {}).get("routing_key") or ""),
             headers=headers,
             trace_id=str(headers.get("root_id") or job_id),
-            raw=body,
+            raw=_bytes_of(message),
         )
     )
 
@@ -165,6 +172,31 @@ def bury_corrupt(queue: str, raw: bytes) -> None:
     dead = letter(name, task="", args=(), kwargs={}, error=error, queue=queue, headers={}, raw=raw)
     if not bury(dead):
         raise OSError("the item stays where it is until its letter can be written")
+
+
+def bury_poison(queue: str, raw: bytes) -> None:
+    """Bury a job that has killed its workers, and tell whoever waits for its result."""
+    message, deaths = quarantine.opened(raw)
+    headers = dict(message.headers)
+    job_id = str(headers.get("id") or f"message-{message.delivery_tag}")
+    error = PoisonPill(f"{deaths} workers have died with it, the last one while it ran alone")
+    call = _call_in(message)
+    args, kwargs = call or ((), {})
+    dead = letter(
+        job_id,
+        task=str(headers.get("task") or ""),
+        args=args,
+        kwargs=kwargs,
+        error=error,
+        queue=queue,
+        headers=headers,
+        trace_id=str(headers.get("root_id") or job_id),
+        raw=b"" if call else _bytes_of(message),
+    )
+    if not bury(dead):
+        raise OSError("the job stays where it is until its letter can be written")
+    if settings().keep_results:
+        app.backend.mark_as_failure(job_id, error)
 
 
 def letter(
@@ -185,7 +217,8 @@ def letter(
     fact = error if isinstance(error, JobError) else classified(Exception(str(error)))
     kind = type(error).__name__
     history = History.from_headers(headers)
-    about = ids_to_amend(task, args, kwargs)
+    version = version_of(headers)
+    about = ids_to_amend(task, args, kwargs, version)
     last = history.after(fact, action="dead_letter", delay=0.0, spends="", waits=True, at=now)
     return Letter(
         message_id=job_id,
@@ -205,7 +238,9 @@ def letter(
         traceback=traceback,
         history=last.entries,
         headers=headers,
+        payload_version=version if type(version) is int else 0,
         raw=b64encode(raw).decode(),
+        release=settings().release,
         replays=replays(headers),
         compensation=Compensation("needed", about) if about else Compensation(),
     )
@@ -225,14 +260,19 @@ def bury(dead: Letter) -> bool:
         logger.error(
             "%s[%s] dead-lettered: %s", dead.message_body.task, dead.message_id, dead.error_message
         )
+    note_end(dead.headers, dead.message_id, died=True)
     compensate(dead)
     return True
 
 
-def _readable(message: Any) -> tuple[Any, Any]:
-    """Return (args, kwargs) of a message if it has any."""
+def _bytes_of(message: Any) -> bytes:
+    return message.body if isinstance(message.body, bytes) else str(message.body).encode()
+
+
+def _call_in(message: Any) -> tuple[Any, Any] | None:
+    """Return (args, kwargs) of a message, or None if they cannot be read."""
     try:
         args, kwargs, _ = message.decode()
     except Exception:  # noqa: BLE001 - it is here because it could not be read
-        return (), {}
+        return None
     return args, kwargs if isinstance(kwargs, Mapping) else {}

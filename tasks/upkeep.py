@@ -1,55 +1,50 @@
-"""What each worker sees to beside its jobs: letters and debts that could not be written before."""
+"""What has to be seen to by the clock, and by one worker: beat sends these jobs."""
 
 from __future__ import annotations
 
-import logging
-import threading
 from typing import Any
 
 from celery import signals
 
-from config.settings import settings
-from reliability import corrupt
-from reliability.connection import RedisError, redis_bytes
-from reliability.dead_letters import dead_letters
+from reliability import liveness
+from tasks import operation, retention
+from tasks.base import stopping
 from tasks.compensation import send_what_is_owed
-from tasks.failures import bury_corrupt
 
-logger = logging.getLogger(__name__)
-
-UPKEEP_INTERVAL = 5.0  # seconds: an operator should find a letter while looking for it
+Outcome = dict[str, Any]
 
 
-class Upkeep(threading.Thread):
-    """Turns spooled letters and corrupt queue items into letters, while this worker runs."""
-
-    def __init__(self) -> None:
-        super().__init__(name="upkeep", daemon=True)
-        self.stopped = threading.Event()
-
-    def run(self) -> None:
-        """Look every few seconds; Redis being away is no news here."""
-        while not self.stopped.wait(UPKEEP_INTERVAL):
-            try:
-                dead_letters().drain_spool()
-                send_what_is_owed()
-                corrupt.drain(redis_bytes(), bury_corrupt, prefix=settings().redis_stream_prefix)
-            except RedisError as error:
-                logger.debug("upkeep waits for Redis: %r", error)
-            except Exception:
-                logger.exception("upkeep failed; it goes on")
+@operation(name="upkeep.trim", recurring=True)
+def trim() -> Outcome:
+    """Move letters that are old, or too many, to the archive."""
+    archived = letters = retention.trim()
+    while letters == retention.AT_ONCE and not stopping():
+        letters = retention.trim()
+        archived += letters
+    return {"outcome": "trimmed", "archived": archived}
 
 
-@signals.worker_ready.connect
-def start_upkeep(sender: Any = None, **_: Any) -> None:
-    """Start the upkeep beside this worker."""
-    sender.upkeep = Upkeep()
-    sender.upkeep.start()
+@operation(name="upkeep.compensate", recurring=True)
+def compensate() -> Outcome:
+    """Send the compensations that a crash, or a broker that was away, has left unsent."""
+    some = sent = send_what_is_owed()
+    while some and not stopping():
+        some = send_what_is_owed()
+        sent += some
+    return {"outcome": "sent", "compensations": sent}
 
 
-@signals.worker_shutting_down.connect
-def stop_upkeep(**_: Any) -> None:
-    """Let the upkeep end with its worker."""
-    for thread in threading.enumerate():
-        if isinstance(thread, Upkeep):
-            thread.stopped.set()
+@operation(name="upkeep.canary", recurring=True, ignore_result=True, send_events=False)
+def canary(queue: str) -> Outcome:
+    """Tell that somebody takes jobs from *queue*."""
+    liveness.heard(queue)
+    return {"outcome": "heard"}
+
+
+@signals.task_revoked.connect
+def hear_a_late_canary(
+    sender: Any = None, request: Any = None, expired: bool = False, **_: Any
+) -> None:
+    """One that has expired behind many jobs tells the same: somebody has come to it."""
+    if expired and sender.name == canary.name:
+        liveness.heard(str(request.kwargs.get("queue")))

@@ -80,7 +80,35 @@ def ask_for_patience(order_id: str, **_: Any) -> None:
         inform(video.chat_id, video.locale, "still_working", key=video.charge, mark=video.mark)
 
 
-@operation(name="video.generate", compensation="video.make_good", ask_for_patience=ask_for_patience)
+def delivery_of(_: str, order_id: str, **__: Any) -> list[str]:
+    """Return the effect of an order, by its key: that its video was delivered."""
+    video = videos.get(order_id)
+    return [videos.sending_key(video.sender)] if video is not None and video.sender else []
+
+
+def unpaid(order_id: str, user_id: str, cost: Decimal, **_: Any) -> str:
+    """Say why a replay could not charge for a new round, or why there must be none."""
+    video = videos.get(order_id)
+    if video is not None and video.state != "refunded":
+        return undecided(order_id)
+    available = credits.balance(user_id)
+    return "" if available >= cost else f"user {user_id} has {available} credits of {cost}"
+
+
+def undecided(order_id: str, **_: Any) -> str:
+    """Say that a person has to settle first whether a video has arrived; empty if none has to."""
+    video = videos.get(order_id)
+    in_doubt = video is not None and video.state == "unconfirmed"
+    return f"it may have arrived: settle it with `videos settle {order_id}`" if in_doubt else ""
+
+
+@operation(
+    name="video.generate",
+    compensation="video.make_good",
+    ask_for_patience=ask_for_patience,
+    effect_keys=delivery_of,
+    obstacle=unpaid,
+)
 def generate(
     order_id: Id,
     user_id: Id,
@@ -233,7 +261,18 @@ def adopt_chat(existing_id: str, order_id: str) -> Outcome:
     return result
 
 
-@operation(name="video.send", compensation="video.make_good", adopt=adopt_chat)
+def sent_by(job_id: str, **_: Any) -> list[str]:
+    """Return the effect of one delivery, by its key."""
+    return [videos.sending_key(job_id)]
+
+
+@operation(
+    name="video.send",
+    compensation="video.make_good",
+    adopt=adopt_chat,
+    effect_keys=sent_by,
+    obstacle=undecided,
+)
 def send(order_id: Id) -> Outcome:
     """Deliver the video of an order; called for one that was delivered, send it once more."""
     claimed = videos.claim(order_id, job().id)

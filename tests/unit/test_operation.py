@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -23,6 +23,7 @@ from classifiers.errors import (
     InvalidData,
     JobError,
     OutcomeUnknown,
+    Paused,
     Pending,
     RateLimited,
     ServiceUnavailable,
@@ -30,6 +31,7 @@ from classifiers.errors import (
     kinds,
 )
 from config.policies import LATE_AFTER, LATE_ATTEMPTS
+from reliability.holds import Hold
 from tasks.base import END_OF_TIME, Job, Operation, accepted_at, began_at, job, progress, replays
 from tasks.payloads import Fields, Id
 
@@ -51,6 +53,7 @@ class Shop:
 
     app: Celery = field(default_factory=application)
     told: list[Any] = field(default_factory=list)
+    holds: list[Hold] = field(default_factory=list)
 
     def task(self, name: str, *failures: Exception, **options: Any) -> Operation:
         """A task that fails in each of these ways, one a run, and then is done."""
@@ -64,6 +67,7 @@ class Shop:
         return self.operation(body, name, **{"adopt": self.adoption(), **options})
 
     def operation(self, body: Any, name: str, **options: Any) -> Operation:
+        options["holds"] = lambda: self.holds
         return self.app.task(body, base=Operation, name=name, shared=False, **options)
 
     def compensation(self, *failures: Exception) -> str:
@@ -117,12 +121,13 @@ def shop() -> Shop:
     return Shop()
 
 
-def run(task: Operation, headers: dict[str, Any] | None = None, args: tuple = ()) -> Any:
+def run(
+    task: Operation, headers: dict[str, Any] | None = None, args: tuple = (), **facts: Any
+) -> Any:
     """Run a job once, as a worker does; return its result, or the headers it comes back with."""
     kwargs = {} if args else {"order_id": "7"}
-    task.push_request(
-        id="j1", headers=headers, args=args, kwargs=kwargs, retries=0, called_directly=False
-    )
+    request = {"id": "j1", "args": args, "kwargs": kwargs, "retries": 0, "called_directly": False}
+    task.push_request(headers=headers, **request | facts)
     _task_stack.push(task)  # what makes it the current task
     try:
         return task.run(*args, **kwargs)
@@ -152,6 +157,7 @@ def test_a_job_comes_back_with_what_it_has_been_through(shop):
     assert first["parking"] == {
         "reason": "ServiceUnavailable",
         "service": "kie",
+        "code": "",
         "detail": "kie – 502",
         "at": first["history"][0]["at"],
         "seconds": first["history"][0]["delay"],
@@ -401,6 +407,84 @@ def test_a_job_whose_arguments_have_no_names_is_told_of_like_any_other(shop):
     run(late(shop, Pending()), ago(LONG_AGO), args=("7",))
 
     assert shop.told == [{"order_id": "7"}]
+
+
+# -- what a person holds back
+
+
+@pytest.mark.parametrize(
+    "hold",
+    [
+        Hold("h1", task="shop.sell"),
+        Hold("h1", where={"order_id": "7"}),
+        Hold("h1", task="shop.sell", where={"order_id": "7"}, service="kie"),
+    ],
+    ids=["task", "argument", "task, argument and queue"],
+)
+def test_a_held_job_waits_without_having_begun_and_spends_nothing(shop, hold):
+    task = shop.task("shop.sell", ServiceUnavailable("it has run"))
+    shop.holds.append(replace(hold, by="ann", note="wrong prices"))
+    held = run(task, {"spent": {"Retryable": 2}}, delivery_info={"routing_key": "kie"})
+
+    assert (held["parking"]["reason"], held["parking"]["code"]) == ("Paused", "h1")
+    assert "held by ann" in held["parking"]["detail"]
+    assert "wrong prices" in held["parking"]["detail"]
+    assert held["spent"] == {"Retryable": 2}
+
+
+@pytest.mark.parametrize(
+    "hold",
+    [
+        Hold("h1", task="shop.buy"),
+        Hold("h1", where={"order_id": "70"}),
+        Hold("h1", task="shop.sell", where={"order_id": "7", "user_id": "8"}),
+        Hold("h1", task="shop.sell", where={"order_id": "7"}, service="telegram"),
+    ],
+    ids=["other task", "other order", "one argument of two", "other queue"],
+)
+def test_a_job_that_nobody_holds_runs(shop, hold):
+    shop.holds.append(hold)
+
+    assert run(shop.task("shop.sell"), {}, delivery_info={"routing_key": "kie"}) == DONE
+
+
+def test_a_held_job_runs_once_it_is_let_go(shop):
+    shop.holds.append(Hold("h1", task="shop.sell"))
+    task = shop.task("shop.sell")
+    held = run(task)
+    again = run(task, held)
+    shop.holds.clear()
+
+    assert again["history"][-1]["times"] == 2
+    assert run(task, again) == DONE
+
+
+def test_a_task_is_held_whatever_its_jobs_carry(shop):
+    shop.holds.append(Hold("h1", task="shop.sell"))
+
+    assert run(shop.task("shop.sell"), args=("",))["parking"]["code"] == "h1"
+
+
+def test_the_first_of_two_holds_tells_why(shop):
+    shop.holds += [Hold("h1", task="shop.sell"), Hold("h2", task="shop.sell")]
+
+    assert run(shop.task("shop.sell"))["parking"]["code"] == "h1"
+
+
+@pytest.mark.parametrize(
+    "facts", [{"called_directly": True}, {"is_eager": True}], ids=["directly", "eagerly"]
+)
+def test_what_is_no_message_cannot_be_held(shop, facts):
+    shop.holds.append(Hold("h1", task="shop.sell"))
+
+    assert run(shop.task("shop.sell"), **facts) == DONE
+
+
+def test_a_held_video_is_paid_back_when_it_has_waited_for_a_day(shop):
+    shop.holds.append(Hold("h1", task="video.generate"))
+
+    with pytest.raises(Paused):
+        run(shop.task("video.generate"), {"waited": {"Paused": 86_400 - 60}})
 
 
 # -- what a job knows of itself

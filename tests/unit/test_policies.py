@@ -573,8 +573,8 @@ def test_what_comes_back_skips_or_adopts_in_some_task_is_not_final(kind, task):
     assert issubclass(kind, retried())
 
 
-def test_only_what_a_person_has_ended_is_final_everywhere():
-    assert set(final()) & set(tree()) == {errors.Cancelled}
+def test_only_what_was_ended_from_outside_is_final_everywhere():
+    assert set(final()) & set(tree()) == {errors.Cancelled, errors.PoisonPill}
 
 
 # -- whatever happens

@@ -41,8 +41,10 @@ MAY_TRY = {
     "tasks.base": "turns failures into decisions",
     "tasks.failures": "signal handlers: Celery swallows what they raise, and the job with it",
     "tasks.payloads": "turns what pydantic complains about into a fact of ours",
+    "tasks.dry_run": "that a payload cannot be read is an answer there",
     "tasks.compensation": "what cannot be sent now is sent by the upkeep",
-    "tasks.upkeep": "a thread that ended would end the upkeep of its worker",
+    "tasks.caretaker": "a thread that ended would leave its worker uncared for",
+    "tasks.schedule": "beat goes on where Redis is away",
     "tasks.lifecycle": "waits for a database that starts together with the worker",
 }
 MAY_PRINT = {"tasks.lifecycle": "logging is not set up yet"}
@@ -190,6 +192,7 @@ operations = {
         "adopts": task.adopt is not None,
         "asks_for_patience": task.ask_for_patience is not None,
         "compensation": task.compensation,
+        "recurring": task.recurring,
         "amends": list(task.amends(JobError, Job("7"), {})),
         "queue": app.amqp.router.route({}, name)["queue"].name,
         "schema": task.payload.model.model_json_schema(mode="serialization"),
@@ -255,7 +258,7 @@ def test_every_task_is_where_its_name_says(registered):
 
 def test_every_argument_of_a_task_is_checked_and_fits_into_json(registered):
     for name, task in registered["operations"].items():
-        assert task["arguments"], name
+        assert task["arguments"] or task["recurring"], name
         assert all(task["arguments"]), name
         assert task["schema"]["additionalProperties"] is False, name
 
@@ -315,7 +318,7 @@ def test_every_task_has_a_queue_and_every_queue_an_upstream(registered):
 
     assert routed <= set(registered["queues"])
     assert set(registered["queues"]) == set(Settings().queues)
-    assert set(registered["queues"]) <= {service.name for service in SERVICES}
+    assert set(registered["queues"]) - {"upkeep"} <= {service.name for service in SERVICES}
 
 
 def test_every_task_is_in_the_queue_of_whom_it_calls(registered):
@@ -331,6 +334,10 @@ def test_every_task_is_in_the_queue_of_whom_it_calls(registered):
         "telegram.notify": "telegram",
         "bookmarks.crawl": "x",
         "bookmarks.cancel": "x",
+        "replay.ramp": "upkeep",
+        "upkeep.trim": "upkeep",
+        "upkeep.compensate": "upkeep",
+        "upkeep.canary": "upkeep",
     }
     assert {task["queue"] for name, task in names if name.startswith("bitrix.")} == {"bitrix"}
 

@@ -307,7 +307,9 @@ OPEN = {"BITRIX_WEBHOOK_URL": WEBHOOK, "KIE_API_KEY": "k", "TELEGRAM_BOT_TOKEN":
 
 
 def test_every_upstream_that_is_set_up_has_a_queue_that_is_served(environment):
-    assert environment(**OPEN).queues == {"bitrix": "", "kie": "", "telegram": "", "x": ""}
+    queues = ("bitrix", "kie", "telegram", "x", "upkeep")
+
+    assert environment(**OPEN).queues == dict.fromkeys(queues, "")
 
 
 @pytest.mark.parametrize(
@@ -448,3 +450,18 @@ def test_celery_cannot_be_set_up_without_redis(environment):
 
     with pytest.raises(ConfigurationError, match="Redis is not configured"):
         celery_settings(environment)
+
+
+def test_a_canary_goes_into_each_queue_that_is_not_left_alone(environment):
+    told = celery_settings(environment, **OPEN | {"REDIS_URL": "redis://r", "KIE_API_KEY": ""})
+    canaries = [each for each in told["beat_schedule"].values() if each["task"] == "upkeep.canary"]
+
+    assert {each["options"]["queue"] for each in canaries} == {"bitrix", "telegram", "x", "upkeep"}
+    assert all(each["kwargs"]["queue"] == each["options"]["queue"] for each in canaries)
+
+
+def test_a_drill_has_its_schedule_scaled(environment):
+    told = celery_settings(environment, REDIS_URL="redis://r", RETRY_TIME_SCALE="0.1")
+
+    assert told["beat_schedule"]["compensate"]["schedule"] == pytest.approx(6.0)
+    assert told["beat_schedule"]["compensate"]["options"]["expires"] == pytest.approx(6.0)
