@@ -191,8 +191,9 @@ class Channel(stock.Channel):
         names = [self.unacked_key, self.unacked_index_key]
         names += [keys.PARKED, keys.PARKED_DUE, keys.CORRUPT]
         args: list[Any] = [room, MOVE_AT_MOST, len(acks), *acks]
-        for priority in self.priority_steps:
-            for queue in queues:
+        # Priorities count within a queue: what is urgent in one must not starve the others.
+        for queue in queues:
+            for priority in self.priority_steps:
                 names.append(self._q_for_pri(queue, priority))
                 args += [queue, self.key(keys.bell(queue)), "1" if queue in no_acks else "0"]
         return names, args

@@ -286,6 +286,9 @@ def _wanted(
         raise InvalidData(f"the crawl {session.id} is of another user")
     if session is not None or session_id is not None:
         return session
+    session = _locked(connection, crawls.c.user_id == user_id, crawls.c.job == job)
+    if session is not None:  # one that it has gone on with
+        return session
     session = _locked(connection, crawls.c.user_id == user_id)
     if session is None or session.state != "completed":
         return session

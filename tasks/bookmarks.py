@@ -46,6 +46,8 @@ def crawl(user_id: Id, session_id: Id | None = None) -> Outcome:
             if time.monotonic() > turn_ends:
                 raise next_turn("it lets others have their turn")
             session = next_page(session)
+        if session.state == "cancelling":  # and nothing was stored that would have ended it
+            session = bookmarks.end_cancelled(session.id) or session
     return summary(session)
 
 
@@ -90,13 +92,13 @@ def next_page(session: Session) -> Session:
 
     Raises:
         Pending: this worker has to end; the job goes on elsewhere.
+        NotFound: X forgets the page time and again.
         JobError: the page could not be had; the checkpoint is where it begins.
     """
     at = session.checkpoint
     page = x().page(session.user_id, at.page_token)
     if page is None:
-        logger.warning("crawl %s begins anew: X has forgotten where it was", session.id)
-        return bookmarks.clear_checkpoint(session.id) or session
+        return begun_anew(session)
     for warning in page.warnings:
         logger.warning("crawl %s, page %d: %s", session.id, at.page + 1, warning)
     for items, then in steps(page, at):
@@ -108,6 +110,18 @@ def next_page(session: Session) -> Session:
             raise next_turn("this worker has to end")
     tell(session)
     return session
+
+
+def begun_anew(session: Session) -> Session:
+    """Go on from the first page, once. What is stored is not counted again.
+
+    Raises:
+        NotFound: it has begun anew before; X forgets faster than we get on.
+    """
+    if session.pages > session.checkpoint.page:
+        raise NotFound(f"X forgets time and again where crawl {session.id} is", service="x")
+    logger.warning("crawl %s begins anew: X has forgotten where it was", session.id)
+    return bookmarks.clear_checkpoint(session.id) or session
 
 
 def next_turn(why: str) -> Pending:

@@ -64,9 +64,7 @@ def bookmarks_crawl(user_id: str, follow: bool) -> None:
 @guarded
 def bookmarks_resume(session_id: str, follow: bool) -> None:
     """Go on with a crawl from its checkpoint, also with one that was cancelled."""
-    found = _session(session_id)
-    if found.state == "completed":
-        raise click.ClickException(f"the crawl {session_id} is complete")
+    found = _unfinished(session_id)
     _send(found.user_id, session_id, follow)
 
 
@@ -137,7 +135,7 @@ def checkpoint_show(session_id: str) -> None:
 @confirmed
 def checkpoint_clear(session_id: str, yes: bool) -> None:
     """Forget it: the crawl begins anew. What is stored stays, and is not stored twice."""
-    _session(session_id)
+    _unfinished(session_id)
     if not yes:
         click.confirm(f"Forget where the crawl {session_id} is?", abort=True)
     with the_database():
@@ -150,7 +148,7 @@ def checkpoint_clear(session_id: str, yes: bool) -> None:
 @click.argument("file", type=click.File(), default="-")
 def checkpoint_save(session_id: str, file: Any) -> None:
     """Set it to what `show` has shown, from FILE or standard input."""
-    _session(session_id)
+    _unfinished(session_id)
     try:
         told = json.load(file)
         place = Checkpoint(
@@ -248,6 +246,13 @@ def _session(session_id: str) -> Session:
         found = stored.get(session_id)
     if found is None:
         raise click.ClickException(f"no crawl has the id {session_id}")
+    return found
+
+
+def _unfinished(session_id: str) -> Session:
+    found = _session(session_id)
+    if found.state == "completed":
+        raise click.ClickException(f"the crawl {session_id} is complete")
     return found
 
 

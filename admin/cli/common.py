@@ -18,7 +18,7 @@ from kombu.exceptions import OperationalError
 from rich.console import Console
 from rich.table import Table
 
-from classifiers.errors import InvalidData, Pending
+from classifiers.errors import InvalidData, NotConfigured, Pending
 from reliability.connection import RedisError
 from tasks.base import classified
 
@@ -50,7 +50,7 @@ def the_database() -> Iterator[None]:
     """Say in one sentence what is wrong with the database or refused by it."""
     try:
         yield
-    except (InvalidData, Pending) as error:
+    except (InvalidData, NotConfigured, Pending) as error:
         raise click.ClickException(error.detail) from error
     except Exception as error:
         raise click.ClickException(

@@ -1,5 +1,5 @@
 -- One visit of a worker to the broker: acknowledge what is done, move what is due, take what there is room for.
--- KEYS  1 unacked hash  2 unacked index  3 parked hash  4 parked by due time  5 corrupt list  6… the queues' lists, most urgent first
+-- KEYS  1 unacked hash  2 unacked index  3 parked hash  4 parked by due time  5 corrupt list  6… the lists of each queue, the most urgent first
 -- ARGV  1 room  2 most to move  3 number of acks, then the acks, then for each list: queue name, bell key, '1' if it needs no ack
 -- Reply { milliseconds until the next parked job is due or -1, queue name, delivery tag, message, queue name, … }
 -- Redis at its memory limit refuses commands that add, but not after one that removes: here that one always comes first.

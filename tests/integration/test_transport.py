@@ -731,12 +731,13 @@ def test_priorities_are_kept_directly_after_parking_and_after_a_restore(broker):
     assert Worker(broker.connect(), prefetch=8).get(8) == expected
 
 
-def test_a_flooded_queue_does_not_starve_another(broker):
+@pytest.mark.parametrize("priority", [0, 6], ids=["as urgent", "less urgent"])
+def test_a_flooded_queue_does_not_starve_another(broker, priority):
     publisher = broker.connect()
     for number in range(100):
         broker.publish(number, "flood", by=publisher)
     for number in range(3):
-        broker.publish(f"other {number}", "other", by=publisher)
+        broker.publish(f"other {number}", "other", by=publisher, priority=priority)
     worker = Worker(broker.connect(), queues=("flood", "other"), prefetch=1)
     worker.get(10)
 
