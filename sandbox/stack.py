@@ -236,13 +236,13 @@ class Stack:
         worker.wait_for(lambda: worker.says(" ready.", begun), "the word 'ready'")
         return worker
 
-    def operate(self, *command: str) -> subprocess.CompletedProcess[str]:
-        """Carry out one of our own commands (`dlq ls`, `gate resume bitrix`, …)."""
+    def operate(self, *command: str, told: str = "") -> subprocess.CompletedProcess[str]:
+        """Carry out one of our own commands (`dlq ls`, …), *told* so on standard input."""
         return subprocess.run(
             [*self.celery(), *command],
             env={**os.environ, **self.env},
             cwd=ROOT,
-            stdin=subprocess.DEVNULL,
+            input=told,
             capture_output=True,
             text=True,
             timeout=PATIENCE,
