@@ -6,7 +6,7 @@ import argparse
 
 from rich.console import Console
 
-from bench import flight, kills, noop, portal, videos
+from bench import crawls, flight, kills, noop, portal, videos
 
 TABLES = {
     "noop": noop.run,
@@ -14,6 +14,7 @@ TABLES = {
     "kills": kills.run,
     "video-kills": videos.run,
     "video-flight": flight.run,
+    "crawls": crawls.run,
 }
 
 

@@ -203,7 +203,6 @@ TASKS: Mapping[str, Mapping[type[BaseException], Policy]] = {
         # Bought by a person, like a credential: a spent month must not empty the queue.
         errors.BillingExhausted: replace(POLICIES[errors.BillingExhausted], budget=MONTH),
     },
-    "bookmarks.cancel": {errors.NotFound: GONE},
     "bitrix.update_deal": {errors.NotFound: GONE},
     "bitrix.attach_contact": {errors.NotFound: GONE},
     "bitrix.create_contact": {errors.Duplicate: ADOPTED},

@@ -42,6 +42,7 @@ MaySkip: TypeAlias = "Callable[[Exception], str | None]"
 Put: TypeAlias = "Callable[[Connection, str, str, Sequence[Bookmark]], list[Skipped]]"
 
 OPEN = ("running", "cancelling")
+NOBODY = ""  # whose crawl it was to be that was cancelled before it began
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 # JSON has them, UTF-8 (half a surrogate pair) or PostgreSQL (NUL) has not.
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
@@ -192,11 +193,19 @@ def keep(
 # ── By hand ──────────────────────────────────────────────────────────────────────────────────
 
 
-def cancel(session_id: str) -> Session | None:
-    """Ask a running session to end at its next checkpoint; return it as it is now."""
-    return _change_where(
-        session_id, crawls.c.state == "running", state="cancelling", ended_at=database.now()
-    )
+def cancel(session_id: str) -> Session:
+    """Ask a running session to end at its next checkpoint; return it as it is now.
+
+    One that has not begun yet is noted as cancelled: its job finds that when it comes.
+    """
+    with database.transaction() as connection:
+        session = _locked(connection, crawls.c.id == session_id)
+        if session is None:
+            now = database.now()
+            return _begun(connection, NOBODY, session_id, "", state="cancelled", ended_at=now)
+        if session.state != "running":
+            return session
+        return _changed(connection, session, state="cancelling", ended_at=database.now())
 
 
 def end_cancelled(session_id: str) -> Session | None:
@@ -282,6 +291,8 @@ def _wanted(
 ) -> Session | None:
     """Return the session to go on with; None for a new one."""
     session = _locked(connection, crawls.c.id == (session_id or job))
+    if session is not None and session.user_id == NOBODY:
+        session = _changed(connection, session, user_id=user_id)
     if session is not None and session.user_id != user_id:
         raise InvalidData(f"the crawl {session.id} is of another user")
     if session is not None or session_id is not None:
@@ -296,18 +307,26 @@ def _wanted(
     return session if has_seen_all else None
 
 
-def _begun(connection: Connection, user_id: str, session_id: str, job: str) -> Session:
+def _begun(
+    connection: Connection,
+    user_id: str,
+    session_id: str,
+    job: str,
+    state: State = "running",
+    **values: Any,
+) -> Session:
     numbers = dict.fromkeys(("stored", "known", "pages", "waits", "waited"), 0)
     fresh = database.insert(crawls, connection.dialect.name).values(
         id=session_id,
         user_id=user_id,
-        state="running",
+        state=state,
         job=job,
         skipped={},
         begun_at=database.now(),
         updated_at=database.now(),
         **_columns(Checkpoint()),
         **numbers,
+        **values,
     )
     statement = fresh.on_conflict_do_nothing().returning(crawls)
     row = connection.execute(statement).one_or_none()

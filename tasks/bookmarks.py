@@ -55,10 +55,6 @@ def crawl(user_id: Id, session_id: Id | None = None) -> Outcome:
 def cancel(session_id: Id) -> Outcome:
     """End a crawl where it is; what it has stored stays, and it can be resumed from there."""
     session = bookmarks.cancel(session_id)  # a crawl that is at work ends at its next checkpoint
-    if session is None:
-        if job().age < services.scaled(services.PREDECESSOR_GRACE):
-            raise Pending("the crawl was perhaps called just now", service="x")
-        raise NotFound(f"there is no crawl {session_id}", code="no_session")
     with alone(session.user_id):
         session = bookmarks.end_cancelled(session_id) or session
     parking().release(session.job)

@@ -550,12 +550,23 @@ def test_crawl_that_comes_to_its_end_is_completed_though_it_was_to_be_cancelled(
     assert keep(session, marks(1), over=True).state == "completed"
 
 
+@pytest.mark.parametrize("session_id", [None, "s1"], ids=["its job's", "named"])
+@pytest.mark.parametrize(
+    ("since", "expected"), [(EARLIER, "cancelled"), (LATER, "running")], ids=["before", "after"]
+)
+def test_crawl_that_was_cancelled_before_it_began_ends_when_it_comes(session_id, since, expected):
+    asked = bookmarks.cancel(session_id or JOB)
+    session = begin(session_id=session_id, asked_at=asked.ended_at + since)
+
+    assert (asked.state, asked.stored) == ("cancelled", 0)
+    assert (session.id, session.user_id, session.state) == (session_id or JOB, USER, expected)
+
+
 @pytest.mark.parametrize("state", ["cancelling", "cancelled", "completed"])
 def test_only_a_running_crawl_is_cancelled(state):
     before = reach(state)
 
     assert bookmarks.cancel(JOB) == before
-    assert bookmarks.cancel("none") is None
 
 
 @pytest.mark.parametrize(
