@@ -140,8 +140,11 @@ class Channel(stock.Channel):
     def _parked(
         self, queue: str, message: dict[str, Any], due: float
     ) -> tuple[str, list[str], list[Any]]:
-        job = message["headers"].get("id") or message["properties"]["delivery_tag"]
-        where = [self.key(self._list_of(queue, message)), self.key(keys.bell(queue))]
+        headers = message["headers"]
+        job = headers.get("id") or message["properties"]["delivery_tag"]
+        yields = isinstance(headers.get("parking"), dict) and headers["parking"].get("yields")
+        back = self._lists(queue)[-1] if yields else self._list_of(queue, message)
+        where = [self.key(back), self.key(keys.bell(queue))]
         return "park", [keys.PARKED, keys.PARKED_DUE], [job, due, *where, dumps(message)]
 
     def _list_of(self, queue: str, message: dict[str, Any]) -> str:

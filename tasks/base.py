@@ -20,7 +20,7 @@ from celery.worker import state
 from kombu.exceptions import OperationalError
 
 from classifiers import foreign
-from classifiers.errors import Duplicate, InternalError, JobError, UserError
+from classifiers.errors import Duplicate, InternalError, JobError, Pending, UserError
 from config.history import History
 from config.policies import (
     TASKS,
@@ -54,7 +54,8 @@ class Operation(Task):
 
     *adopt* is called with (existing_id, **payload) when the table says ADOPT. *compensation* names
     the task that makes good what a job has begun and could not finish; `amends` are its arguments.
-    *ask_for_patience* is called with the payload, once, when it takes long.
+    *ask_for_patience* is called with the payload, once, when it takes long. One that *yields* comes
+    back from a mere `Pending` behind all others of its queue, unless it is woken.
     """
 
     abstract = True
@@ -67,6 +68,7 @@ class Operation(Task):
     adopt: Callable[..., Mapping[str, Any]] | None = None
     compensation: str = ""
     ask_for_patience: Callable[..., None] | None = None
+    yields = False
 
     def __init__(self) -> None:
         self.payload = Payload(self.name, self.run)
@@ -202,6 +204,7 @@ class Operation(Task):
             "detail": str(exc)[:200],
             "at": round(now, 3),
             "seconds": round(decision.delay, 3),
+            "yields": self.yields and isinstance(exc, Pending),
         }
         headers = {**(self.request.headers or {}), **history.to_headers(), "parking": parking}
         if self._is_late(decision.policy, history.attempts, headers):

@@ -80,7 +80,12 @@ def ask_for_patience(order_id: str, **_: Any) -> None:
         inform(video.chat_id, video.locale, "still_working", key=video.charge, mark=video.mark)
 
 
-@operation(name="video.generate", compensation="video.make_good", ask_for_patience=ask_for_patience)
+@operation(
+    name="video.generate",
+    compensation="video.make_good",
+    ask_for_patience=ask_for_patience,
+    yields=True,  # thousands look at KIE by the way; a new order, or news of one, goes before them
+)
 def generate(
     order_id: Id,
     user_id: Id,

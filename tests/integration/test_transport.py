@@ -703,6 +703,17 @@ def test_a_job_that_does_not_wait_is_not_woken(broker, parking):
     assert broker.parked() == 0
 
 
+@pytest.mark.parametrize("woken", [False, True])
+def test_who_yields_comes_back_behind_the_others_unless_it_is_woken(broker, parking, woken):
+    facts = {"reason": "Pending", "yields": True}
+    park(broker, "Pending", parking=facts)
+    broker.publish("new", priority=3)
+    assert parking.wake("job") if woken else parking.release("job")
+    bodies = Worker(broker.connect(bell_timeout=0.1), prefetch=8).get(2)
+
+    assert bodies.index("new") == int(woken)
+
+
 @pytest.mark.parametrize(("headers", "replays"), [({}, 0), ({"replays": 2}, 2)])
 def test_a_parked_job_says_how_often_it_was_sent_again(broker, parking, headers, replays):
     park(broker, "Pending", **headers)
