@@ -329,7 +329,7 @@ def job() -> Job:
 def progress(**counts: Any) -> None:
     """Tell how far this job is: in its result, and to Flower. Attempts are counted afresh then."""
     task = current_task
-    if task is None or task.request.id is None:
+    if not task or task.request.id is None:
         return
     task.request.progressed = True
     if settings().keep_results:

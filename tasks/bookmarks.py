@@ -43,9 +43,9 @@ def crawl(user_id: Id, session_id: Id | None = None) -> Outcome:
     with alone(user_id):
         session = begin(user_id, session_id)
         while session.state == "running":
-            if time.monotonic() > turn_ends:
-                raise next_turn("it lets others have their turn")
             session = next_page(session)
+            if session.state == "running" and time.monotonic() > turn_ends:
+                raise next_turn("it lets others have their turn")
         if session.state == "cancelling":  # and nothing was stored that would have ended it
             session = bookmarks.end_cancelled(session.id) or session
     return summary(session)
@@ -54,7 +54,10 @@ def crawl(user_id: Id, session_id: Id | None = None) -> Outcome:
 @operation(name="bookmarks.cancel", priority=services.INTERACTIVE)
 def cancel(session_id: Id) -> Outcome:
     """End a crawl where it is; what it has stored stays, and it can be resumed from there."""
-    session = bookmarks.cancel(session_id)  # a crawl that is at work ends at its next checkpoint
+    # A crawl that is at work ends at its next checkpoint.
+    session = bookmarks.cancel(session_id, job().asked_at)
+    if session.state == "running":  # somebody has resumed it since
+        return {**summary(session), "outcome": "superseded"}
     with alone(session.user_id):
         session = bookmarks.end_cancelled(session_id) or session
     parking().release(session.job)
@@ -115,6 +118,7 @@ def begun_anew(session: Session) -> Session:
         NotFound: it has begun anew before; X forgets faster than we get on.
     """
     if session.pages > session.checkpoint.page:
+        bookmarks.clear_checkpoint(session.id)  # for the next call, or a replay
         raise NotFound(f"X forgets time and again where crawl {session.id} is", service="x")
     logger.warning("crawl %s begins anew: X has forgotten where it was", session.id)
     return bookmarks.clear_checkpoint(session.id) or session

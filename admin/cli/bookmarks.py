@@ -24,6 +24,7 @@ from admin.cli.common import (
     plain,
     print_json,
     print_rows,
+    rows_of,
     the_database,
 )
 from config import services
@@ -94,14 +95,15 @@ def bookmarks_ls(user_id: str | None, as_json: bool, limit: int | None) -> None:
 
 @bookmarks.command("skipped")
 @session
+@limited
 @as_json
-def bookmarks_skipped(session_id: str, as_json: bool) -> None:
+def bookmarks_skipped(session_id: str, as_json: bool, limit: int | None) -> None:
     """List what a crawl has skipped, and why."""
     _session(session_id)
     with the_database():
         found = stored.skipped(session_id)
     columns = plain("key", "tweet_id", "reason", "detail")
-    print_rows([asdict(each) for each in found], columns, as_json, "nothing was skipped")
+    print_rows(rows_of(found, limit, as_json, asdict), columns, as_json, "nothing was skipped")
 
 
 @bookmarks.command("retry")
@@ -178,7 +180,7 @@ def bookmarks_authorize(user_id: str) -> None:
     tokens = _tokens(sys.stdin.read())
     with the_database():
         credentials.save("x", user_id, **tokens)
-        freed = welcome_back(user_id)
+    freed = welcome_back(user_id)
     click.echo(f"user {user_id} has given access; {freed} crawls go on")
 
 
@@ -191,13 +193,12 @@ def _tokens(text: str) -> dict[str, Any]:
         raise click.ClickException(
             "standard input holds no tokens: give X's JSON, or a line with the access token"
         )
-    expires_in = told.get("expires_in")
-    if not isinstance(expires_in, int | float):
-        expires_in = None
+    life = told.get("expires_in")
+    known = isinstance(life, int | float) and life > 0
     return {
         "access_token": told["access_token"],
         "refresh_token": told.get("refresh_token"),
-        "expires_at": expires_in and datetime.now(UTC) + timedelta(seconds=expires_in),
+        "expires_at": datetime.now(UTC) + timedelta(seconds=life) if known else None,
     }
 
 

@@ -33,7 +33,7 @@ confirmed = click.option("--yes", is_flag=True, help="Do not ask.")
 
 
 def guarded(command: F) -> F:
-    """Say in one sentence that Redis is away, instead of a traceback."""
+    """Say in one sentence that Redis is away, or what cannot be sent, instead of a traceback."""
 
     @wraps(command)
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -41,6 +41,8 @@ def guarded(command: F) -> F:
             return command(*args, **kwargs)
         except (RedisError, OperationalError) as error:
             raise click.ClickException(f"Redis does not answer: {error}") from error
+        except InvalidData as error:
+            raise click.ClickException(error.detail) from error
 
     return run  # type: ignore[return-value]
 
