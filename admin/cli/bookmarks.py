@@ -194,11 +194,12 @@ def _tokens(text: str) -> dict[str, Any]:
             "standard input holds no tokens: give X's JSON, or a line with the access token"
         )
     life = told.get("expires_in")
-    known = isinstance(life, int | float) and life > 0
+    if not isinstance(life, int | float) or life <= 0:
+        life = None
     return {
         "access_token": told["access_token"],
         "refresh_token": told.get("refresh_token"),
-        "expires_at": datetime.now(UTC) + timedelta(seconds=life) if known else None,
+        "expires_at": datetime.now(UTC) + timedelta(seconds=life) if life else None,
     }
 
 

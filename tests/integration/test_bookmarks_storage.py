@@ -582,21 +582,21 @@ def test_a_cancellation_that_comes_late_leaves_a_crawl_alone_that_was_resumed_si
 
 def test_a_listing_that_goes_round_in_circles_is_noticed():
     session = begin()
-    with pytest.raises(InternalError, match="round in circles"):
-        for number in range(1, 20):
-            session = keep(session, then=Checkpoint("AB"[number % 2], number, 0))
+    for number in (1, 2, 3):
+        session = keep(session, then=Checkpoint("AB"[number % 2], number, 0))
 
-    assert session.pages < 19
+    with pytest.raises(InternalError, match="round in circles"):
+        keep(session, then=Checkpoint("A", 4, 0))
 
 
 def test_a_listing_that_begins_anew_does_not_go_round_in_circles():
     session = begin()
-    for lap in range(2):
+    for _lap in range(2):
         for number in range(1, 10):
             session = keep(session, then=Checkpoint(f"t{number}", number, 0))
         session = bookmarks.clear_checkpoint(JOB)
 
-    assert (lap, session.pages) == (1, 18)
+    assert session.pages == 18
 
 
 def test_what_was_skipped_and_is_stored_after_all_is_counted_once():
