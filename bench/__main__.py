@@ -6,7 +6,7 @@ import argparse
 
 from rich.console import Console
 
-from bench import flight, kills, letters, noop, portal, videos
+from bench import crawls, flight, kills, letters, noop, portal, videos
 
 TABLES = {
     "noop": noop.run,
@@ -15,6 +15,7 @@ TABLES = {
     "letters": letters.run,
     "video-kills": videos.run,
     "video-flight": flight.run,
+    "crawls": crawls.run,
 }
 
 

@@ -18,6 +18,11 @@ def classify(error: Exception) -> JobError:
     if isinstance(error, httpx.RequestError):
         return http.classify_transport(error, safe=True)
     judged = database.classify(error)
-    if isinstance(judged, Unclassified):
+    if isinstance(judged, Unclassified) or _is_the_machines(error):
         judged.service = ""
     return judged
+
+
+def _is_the_machines(error: Exception) -> bool:
+    """Whether it is out of memory or disk, and it is not the database that says so."""
+    return isinstance(error, MemoryError | OSError)

@@ -52,7 +52,7 @@ FIELDS = "author_id,created_at"  # beside `id` and `text`, which always come
 # The fault of our client id: users whose token is still good need none.
 METHOD_CODES = frozenset({"INVALID_CLIENT", "UNAUTHORIZED_CLIENT", "INVALID_REQUEST", "401"})
 
-_ID = re.compile(r"[0-9]+")
+_ID = re.compile(r"[0-9]{1,64}")  # more digits than any id has, fewer than an index takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,11 +232,10 @@ class X:
 def about_a_page(response: httpx.Response, *, safe: bool) -> JobError | None:
     """Classify an answer, but take a page of which nothing may be shown for an empty one.
 
-    Behind the first page it is sure that the list as such exists.
+    What says that it is one is that its items were counted: there is such a list.
     """
     error = classifier.classify(response, safe=safe)
-    behind = "pagination_token" in response.request.url.params
-    nothing = isinstance(error, NotFound | Forbidden) and behind and response.is_success
+    nothing = isinstance(error, NotFound | Forbidden) and response.is_success
     return None if nothing and "result_count" in (response.json().get("meta") or {}) else error
 
 

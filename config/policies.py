@@ -155,6 +155,8 @@ PAID: Mapping[type[BaseException], Policy] = {
 INTERRUPTED = Policy(
     RETRY, attempts=5, backoff=Backoff(1.0, cap=16.0), notify=Notify.NEVER, level=logging.DEBUG
 )
+# Who waits for another crawl of the same user looks often enough to meet the end of its turn.
+TURNS = replace(POLICIES[errors.Pending], backoff=Backoff(1.0, factor=1.0))
 
 TASKS: Mapping[str, Mapping[type[BaseException], Policy]] = {
     "video.generate": {
@@ -198,13 +200,14 @@ TASKS: Mapping[str, Mapping[type[BaseException], Policy]] = {
         errors.Pending: Policy(PARK, backoff=Backoff(0.2, cap=5.0), level=logging.DEBUG)
     },
     "bookmarks.crawl": {
+        errors.Pending: TURNS,
         errors.NetworkError: INTERRUPTED,
         errors.ServiceUnavailable: INTERRUPTED,
         errors.Unauthorized: replace(POLICIES[errors.Unauthorized], action=Action.ABORT),
         # Bought by a person, like a credential: a spent month must not empty the queue.
         errors.BillingExhausted: replace(POLICIES[errors.BillingExhausted], budget=MONTH),
     },
-    "bookmarks.cancel": {errors.NotFound: GONE},
+    "bookmarks.cancel": {errors.Pending: TURNS},
     # It looks each second while its jobs are under way, and these may be parked for a month.
     "replay.ramp": {
         errors.Pending: Policy(

@@ -48,8 +48,7 @@ travels with it, so every row counts for itself, whichever worker runs the job.
   `RETRY_TIME_SCALE` multiplies every wait that is ours, and a bound of less than a day.
 
 To change a row, edit `POLICIES` in `config/policies.py`; for one task alone, or for a part of one,
-`TASKS` and `PARTS` beside it. A
-new kind of failure is a class in `classifiers/errors.py`.
+`TASKS` and `PARTS` beside it. A new kind of failure is a class in `classifiers/errors.py`.
 """
 
 SPECIAL_CASES = """\
@@ -154,7 +153,7 @@ def retries(policy: Policy) -> str:
     """Say how often, or for how long in all."""
     if policy.action not in COMES_BACK:
         return "none"
-    if policy.action is Action.PARK:
+    if policy.action in WAITS:
         return f"any number, {span(policy.budget)} in all"
     if policy.attempts is None:
         return f"{Defaults().max_retries} (`MAX_RETRIES`)"
@@ -166,7 +165,7 @@ def waits(policy: Policy) -> str:
     if policy.action not in COMES_BACK:
         return "–"
     ours = curve(policy)
-    if policy.action is not Action.PARK:
+    if policy.action not in WAITS:
         return ours
     return (
         f"{ours}; sooner if a sooner time is named" if policy.at_latest else f"as named, or {ours}"
@@ -177,7 +176,7 @@ def curve(policy: Policy) -> str:
     """Return our own waits: those there are, or the first of a long row."""
     backoff: Backoff = policy.backoff
     allowed = Defaults().max_retries if policy.attempts is None else policy.attempts
-    limited = policy.action is not Action.PARK and allowed <= SHOWN
+    limited = policy.action not in WAITS and allowed <= SHOWN
     shown = [backoff.delay(turn, 0.0) for turn in range(allowed if limited else SHOWN)]
     spread = f"+0–{backoff.jitter:.0%}".replace("%", " %")
     if len(set(shown)) == 1:

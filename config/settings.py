@@ -331,9 +331,14 @@ class Settings(BaseSettings):
             "bitrix": self._bitrix_obstacle(),
             "kie": "" if self.kie_api_key else "KIE_API_KEY is not set",
             "telegram": "" if self.telegram_bot_token else "TELEGRAM_BOT_TOKEN is not set",
-            "x": "",  # whose access it is done with, users tell one by one
+            "x": self._x_obstacle(),
             "upkeep": "",  # what we do for ourselves; it calls no upstream
         }
+
+    def _x_obstacle(self) -> str:
+        # A stand-in may serve users whose tokens never end; of X itself there are none.
+        real = self.x_base_url == type(self).model_fields["x_base_url"].default
+        return "X_CLIENT_ID is not set" if real and not self.x_client_id else ""
 
     def _bitrix_obstacle(self) -> str:
         if not self.bitrix_enabled:

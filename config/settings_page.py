@@ -27,9 +27,10 @@ logs, and `•••` stands for them in dead letters.
 Redis has to be named one way or another, by `REDIS_URL`, `VALKEY_URL`, `REDIS_HOST` or
 `CELERY_BROKER_URL`; the first that is set, in this order, counts. Everything else has a default or
 is needed for one purpose only: workers take the jobs of a queue where its upstream is named, the
-portal by `BITRIX_WEBHOOK_URL`, KIE.AI by `KIE_API_KEY`, the bot by `TELEGRAM_BOT_TOKEN`; elsewhere
-they leave them to others. The deadlines and the breaker of an upstream are not settings; they stand
-in `config/services.py`. What follows a failure is told in [failures.md](failures.md).
+portal by `BITRIX_WEBHOOK_URL`, KIE.AI by `KIE_API_KEY`, the bot by `TELEGRAM_BOT_TOKEN`, X by
+`X_CLIENT_ID` (or by another `X_BASE_URL`); elsewhere they leave them to others. The deadlines and
+the breaker of an upstream are not settings; they stand in `config/services.py`. What follows a
+failure is told in [failures.md](failures.md).
 """
 COLUMNS = ("variable", "value", "default", "meaning")
 KINDS: dict[type, str] = {

@@ -102,9 +102,13 @@ class Parking:
             return None
         return _read(message_id, cast("str", stored), due)
 
-    def release(self, message_id: str, *, at: float = 0.0) -> bool:
-        """Let a job come back now, or *at* a unix time. False if it does not wait."""
-        return bool(self._release(keys=[self._parked, self._due], args=[message_id, at]))
+    def release(self, message_id: str, *, at: float = 0.0, urgent: bool = False) -> bool:
+        """Let a job come back now, or *at* a unix time. False if it does not wait.
+
+        An *urgent* one comes before all that are less so, in its queue.
+        """
+        keys, urgency = [self._parked, self._due], int(urgent)
+        return bool(self._release(keys=keys, args=[message_id, at, urgency]))
 
     def wake(self, message_id: str) -> bool:
         """Let a job that waits for news come back now; one at a closed gate keeps its place there.
@@ -115,7 +119,7 @@ class Parking:
         if job is None:
             return False
         if job.reason in NEWS_REASONS:
-            self.release(message_id)
+            self.release(message_id, urgent=True)
         return True
 
     def release_service(self, service: str, *, start: float, spacing: float) -> int:

@@ -148,8 +148,11 @@ class Channel(stock.Channel):
     def _parked(
         self, queue: str, message: dict[str, Any], due: float
     ) -> tuple[str, list[str], list[Any]]:
-        job = message["headers"].get("id") or message["properties"]["delivery_tag"]
-        where = [self.key(self._list_of(queue, message)), self.key(keys.bell(queue))]
+        headers = message["headers"]
+        job = headers.get("id") or message["properties"]["delivery_tag"]
+        yields = isinstance(headers.get("parking"), dict) and headers["parking"].get("yields")
+        back = self._lists(queue)[-1] if yields else self._list_of(queue, message)
+        where = [self.key(back), self.key(keys.bell(queue))]
         return "park", [keys.PARKED, keys.PARKED_DUE], [job, due, *where, dumps(message)]
 
     def _list_of(self, queue: str, message: dict[str, Any]) -> str:
@@ -217,8 +220,9 @@ class Channel(stock.Channel):
         names += [keys.PARKED, keys.PARKED_DUE, keys.CORRUPT, keys.SUSPECT]
         names += [keys.quarantine(queue) for queue in queues]
         args: list[Any] = [room, MOVE_AT_MOST, len(queues), self._readiness(), len(acks), *acks]
-        for priority in self.priority_steps:
-            for queue in queues:
+        # Priorities count within a queue: what is urgent in one must not starve the others.
+        for queue in queues:
+            for priority in self.priority_steps:
                 names.append(self._q_for_pri(queue, priority))
                 args += [queue, self.key(keys.bell(queue)), "1" if queue in no_acks else "0"]
         return names, args

@@ -1,10 +1,10 @@
 """`make demo`: the main job, on this machine, with everything that can go wrong going wrong.
 
 A sample shop sells orders and videos to users. Its jobs sync the orders to a simulated Bitrix24
-portal, and have the videos made by a simulated KIE.AI and delivered by a simulated Telegram. All
-three lose answers, break down and refuse things, while a worker is killed at work. At the end their
-own journals must agree with the shop and the ledger: nothing lost, nothing doubled, every credit
-accounted for.
+portal, have the videos made by a simulated KIE.AI and delivered by a simulated Telegram, and crawl
+the users' bookmarks at a simulated X. All four lose answers, break down and refuse things, while a
+worker is killed at work. At the end their own journals must agree with the shop, the ledger and our
+tables: nothing lost, nothing doubled, every credit accounted for, every bookmark stored once.
 """
 
 from __future__ import annotations
@@ -34,12 +34,13 @@ from rich.progress import (
 )
 
 from config.settings import settings
-from sandbox import video_load
-from sandbox.load import KILLED_AT, OUTAGE_AT, Call, waves
+from sandbox import crawl_load, crawl_report, video_load
+from sandbox.load import CRAWL, KILLED_AT, OUTAGE_AT, Call, waves
 from sandbox.report import Report, all_jobs, compare, facts, print_report
 from sandbox.stack import NotReadyError, Process, Stack
 from sandbox.video_report import Sight
-from storage import credits
+from storage import bookmarks, credentials, credits
+from tasks import bookmarks as crawls
 
 PATIENCE = 180.0  # seconds for the load to settle; it takes a minute where two cores are free
 MOMENT = 10.0  # seconds to wait for the worst moment to kill a worker in
@@ -48,8 +49,9 @@ SENDERS = 8  # customers at a time
 LOOK_EVERY = 100  # requests; a look costs some ten round trips to Redis
 PAUSE = 0.5  # seconds between two looks
 
-# Waits that are ours are shortened so that a demo is short; what upstreams ask for is not.
-DRILL = {"RETRY_TIME_SCALE": "0.1", "VISIBILITY_TIMEOUT": "6", "WORKER_THREADS": "128"}
+# Waits that are ours are shortened so that a demo is short; what upstreams ask for is not. The
+# longest is the quarter of an hour after a limit of X's without a word of its end: 72 s.
+DRILL = {"RETRY_TIME_SCALE": "0.08", "VISIBILITY_TIMEOUT": "6", "WORKER_THREADS": "128"}
 
 # Faults of whole requests strike by chance, so that they fall between good ones as they do outside.
 FAULTS: Sequence[Mapping[str, Any]] = (
@@ -81,8 +83,10 @@ class Demo:
         self.portal = self._client("portal")
         self.kie = self._client("kie")
         self.telegram = self._client("telegram")
+        self.x = self._client("x")
         self.shop = self._client("shop")
         self.tapped: set[int] = set()  # messages
+        self.seen_to: set[tuple[str, str]] = set()  # crawls, in the state in which they were
 
     def _client(self, name: str) -> httpx.Client:
         return httpx.Client(base_url=self.stack.url(name), timeout=30, trust_env=False)
@@ -98,6 +102,7 @@ class Demo:
                 stack.start_portal,
                 partial(stack.start_kie, *GENERATION),
                 stack.start_telegram,
+                partial(stack.start_x, *crawl_load.WINDOW),
                 stack.start_shop,
                 stack.start_api,
                 stack.start_flower,
@@ -111,9 +116,15 @@ class Demo:
         return worker
 
     def prepare(self) -> None:
-        """Give the customers credits, and tell the upstreams what to do wrong."""
+        """Give the customers credits, take their access to X, and have things go wrong."""
         for user, amount in video_load.GRANTS.items():
             credits.grant(user, amount, "to begin with")
+        _tell(self.x, "users", [reader.arrival for reader in crawl_load.READERS])
+        for reader in crawl_load.READERS:
+            credentials.save("x", reader.id, **reader.credential)
+        for gone in crawl_load.taken_back():
+            _tell(self.x, "revoke", {"id": gone})
+        _tell(self.x, "faults", crawl_load.faults())
         _tell(self.portal, "faults", FAULTS)
         _tell(self.kie, "faults", video_load.kie_faults())
         _tell(self.kie, "plans", video_load.plans())
@@ -133,6 +144,7 @@ class Demo:
             sent = progress.add_task("sent", total=sum(map(len, load)), news="")
             done = progress.add_task("finished", total=None, news="")
             for number, wave in enumerate(load):
+                self.see_to_crawls()
                 if number == KILLED_AT:
                     self.wait_for_the_worst()
                     progress.console.print("  kill -9 of the worker, another one starts")
@@ -149,16 +161,19 @@ class Demo:
             return self.settle(lambda: self.show(progress, done))
 
     def wait_for_the_worst(self) -> None:
-        """Wait until the answers to a createTask and a sendVideo are on their way."""
+        """Wait until answers of KIE, Telegram and X are on their way."""
         deadline = time.monotonic() + MOMENT
         while time.monotonic() < deadline and not self.worst():
             time.sleep(0.1)
 
     def worst(self) -> bool:
-        """Whether all is begun at KIE that can be, and a video has arrived without an answer."""
+        """Whether all is begun at KIE that can be, and the others have yet to answer."""
         begun = _ask(self.kie, "summary")["creates"]
-        sending = any(not entry["status"] for entry in _ask(self.telegram, "journal"))
-        return begun == len(video_load.BEFORE) and sending
+        unanswered = (
+            any(not entry["status"] for entry in _ask(upstream, "journal"))
+            for upstream in (self.telegram, self.x)
+        )
+        return begun == len(video_load.BEFORE) and all(unanswered)
 
     def settle(self, at_rest: Callable[[], bool]) -> bool:
         """Look until all is at rest, twice in a row: a job may move while it is looked for."""
@@ -166,7 +181,8 @@ class Demo:
         while looks < 2 and time.monotonic() < deadline:
             time.sleep(PAUSE)
             callbacks = _ask(self.kie, "summary")["callbacks"]
-            quiet = not self.tap() and not callbacks["waiting"] and not callbacks["flying"]
+            acted = any([self.tap(), self.see_to_crawls()])
+            quiet = not acted and not callbacks["waiting"] and not callbacks["flying"]
             looks = looks + 1 if at_rest() and quiet else 0
         return looks == 2
 
@@ -183,6 +199,38 @@ class Demo:
                 press = {"chat_id": message["chat_id"], "data": data, "times": 2}
                 _tell(self.telegram, "press", press)
         return found
+
+    def see_to_crawls(self) -> bool:
+        """Cancel, ask again, give access again, as people do. False if there was no reason to."""
+        readers = crawl_load.READERS
+        cancelled = [self.cancel_and_ask_again(r.id) for r in readers if r.story.cancelled]
+        given = [self.give_access_again(r.id) for r in readers if r.story.given_again]
+        return any(cancelled + given)
+
+    def cancel_and_ask_again(self, user_id: str) -> bool:
+        """Cancel a crawl in the middle, and ask for it once more when its job has ended."""
+        crawl = bookmarks.latest(user_id)
+        if crawl is None or not crawl.pages or (crawl.id, crawl.state) in self.seen_to:
+            return False
+        if crawl.state == "running":
+            self.jobs[crawls.cancel.delay(session_id=crawl.id).id] = crawls.cancel.name
+        elif crawl.state == "cancelled" and crawls.crawl.AsyncResult(crawl.id).ready():
+            self.send(Call("POST", "/crawls", {"user_id": user_id}, CRAWL))
+        else:
+            return False
+        self.seen_to.add((crawl.id, crawl.state))
+        return True
+
+    def give_access_again(self, user_id: str) -> bool:
+        """Let a user authorise us anew whose access is lost, as `bookmarks authorize` does."""
+        credential = credentials.get("x", user_id)
+        if credential is None or credential.lost is None:
+            return False
+        user = self.x.post("/_sandbox/authorize", json={"id": user_id}).raise_for_status().json()
+        tokens = {name: user[name] for name in ("access_token", "refresh_token")}
+        credentials.save("x", user_id, **tokens)
+        crawls.welcome_back(user_id)
+        return True
 
     def _progress(self) -> Progress:
         return Progress(
@@ -251,11 +299,12 @@ def _run(demo: Demo) -> bool:
     settled = demo.run(worker)
     took = time.monotonic() - begun
     portal, sight = _ask(demo.portal, "summary"), Sight.now(demo.kie, demo.telegram)
+    seen_by_x = crawl_report.Sight.now(demo.x)
     report = Report.now({**all_jobs(demo.stack), **demo.jobs})
-    findings = compare(report, demo.stack, portal, sight, took)
+    findings = compare(report, demo.stack, portal, sight, seen_by_x, took)
     if not settled:
         findings.insert(0, f"not everything had ended after {PATIENCE:.0f} s: {report.news}")
-    seen = facts(report, portal, sight, refused=demo.refused, seconds=took)
+    seen = facts(report, portal, sight, seen_by_x, refused=demo.refused, seconds=took)
     print_report(demo.console, report, seen, findings, accepted=len(demo.jobs))
     return not findings
 
@@ -264,11 +313,12 @@ def _stay(stack: Stack, console: Console) -> None:
     console.print("\nEverything keeps running until Ctrl-C:")
     console.print(f"  Flower     {stack.url('flower')}   login {stack.flower_login}")
     console.print(
-        f"  shop       {stack.url('shop')}   POST /orders, POST /videos, PATCH /orders/1 …"
+        f"  shop       {stack.url('shop')}   POST /orders, /videos, /crawls, PATCH /orders/1 …"
     )
     console.print(f"  portal     {stack.url('portal')}/_sandbox/summary")
     console.print(f"  KIE        {stack.url('kie')}/_sandbox/tasks")
     console.print(f"  Telegram   {stack.url('telegram')}/_sandbox/messages")
+    console.print(f"  X          {stack.url('x')}/_sandbox/users")
     console.print(f"  API        {stack.url('api')}   ADMIN_TOKEN {stack.admin_token}")
     console.print("  a shell    " + " ".join(f"{k}={stack.env[k]}" for k in SHELL), soft_wrap=True)
     console.print("             .venv/bin/celery -A tasks dlq ls")

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from sandbox import video_load
+from sandbox import crawl_load, video_load
 
 SEED = 20261122
 PROFILES, ORDERS, CHANGES = 100, 250, 200
@@ -32,13 +32,22 @@ def waves() -> list[list[Call]]:
     rng = random.Random(SEED)
     orders = [_order(rng, n) for n in range(ORDERS)]
     half = ORDERS // 2
-    videos = video_load.AFTER
+    videos, readers = video_load.AFTER, crawl_load.AFTER
     return [
-        [*_videos(video_load.BEFORE), *(_profile(n) for n in range(PROFILES))],
+        [
+            *_crawls(crawl_load.BEFORE),
+            *_videos(video_load.BEFORE),
+            *(_profile(n) for n in range(PROFILES)),
+        ],
         orders[:half] + orders[:20],  # impatient customers press the button twice
-        [*_videos(videos[0::4]), *(_change(rng, rng.randrange(half)) for _ in range(CHANGES // 2))],
+        [
+            *_crawls(readers[0::2]),
+            *_videos(videos[0::4]),
+            *(_change(rng, rng.randrange(half)) for _ in range(CHANGES // 2)),
+        ],
         # The portal will refuse what becomes of the last one, after its job was accepted.
         [
+            *_crawls(readers[1::2]),
             *_videos(videos[1::4]),
             *orders[half:],
             Call("POST", "/orders", {"order_id": REFUSED, "title": "A refused one"}, CREATE_DEAL),
@@ -60,7 +69,7 @@ def waves() -> list[list[Call]]:
 
 CREATE_DEAL, UPDATE_DEAL = "bitrix.create_deal", "bitrix.update_deal"
 CREATE_CONTACT, UPDATE_CONTACT = "bitrix.create_contact", "bitrix.update_contact"
-VIDEO = "video.generate"
+VIDEO, CRAWL = "video.generate", "bookmarks.crawl"
 
 
 def _videos(orders: Iterable[video_load.VideoOrder]) -> list[Call]:
@@ -69,6 +78,14 @@ def _videos(orders: Iterable[video_load.VideoOrder]) -> list[Call]:
         Call("POST", "/videos", order.body, VIDEO)
         for order in orders
         for _ in range(order.story.ordered)
+    ]
+
+
+def _crawls(readers: Iterable[crawl_load.Reader]) -> list[Call]:
+    return [
+        Call("POST", "/crawls", {"user_id": reader.id}, CRAWL)
+        for reader in readers
+        for _ in range(reader.story.asked)
     ]
 
 

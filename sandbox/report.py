@@ -17,8 +17,8 @@ from rich.table import Table
 
 from reliability.dead_letters import Filter, Letter, dead_letters
 from reliability.parking import parking
-from sandbox import video_report
-from sandbox.load import REFUSED, UPDATE_DEAL
+from sandbox import crawl_report, video_report
+from sandbox.load import CRAWL, REFUSED, UPDATE_DEAL
 from sandbox.stack import Stack
 from sandbox.video_report import Sight, listed
 from tasks import app
@@ -77,6 +77,10 @@ class Report:
         """The letters that wait for a person."""
         return [letter for letter in self.letters if letter.state == "open"]
 
+    def ends(self, task: str) -> Counter[str]:
+        """Count the jobs of *task* that are done by the word in their result."""
+        return Counter(word for job, word in self.outcomes.items() if self.jobs[job] == task)
+
     @property
     def news(self) -> str:
         """Say in one line what goes on."""
@@ -100,7 +104,12 @@ def all_jobs(stack: Stack) -> dict[str, str]:
 
 
 def compare(
-    report: Report, stack: Stack, portal: Mapping[str, Any], sight: Sight, seconds: float
+    report: Report,
+    stack: Stack,
+    portal: Mapping[str, Any],
+    sight: Sight,
+    crawls: crawl_report.Sight,
+    seconds: float,
 ) -> list[str]:
     """Return what is wrong: jobs lost, effects doubled, or an upstream that tells another story."""
     findings = [f"{job} ({report.jobs[job]}) never ended" for job in _unended(report)]
@@ -113,6 +122,7 @@ def compare(
         *_letters_differ(report),
         *_differences(stack),
         *video_report.compare(sight, report.letters, seconds),
+        *crawl_report.compare(crawls, report.ends(CRAWL)),
     ]
 
 
@@ -238,13 +248,20 @@ def print_report(
         others = len(report.jobs) - accepted
         console.print(
             f"[green]✓[/] {accepted} jobs accepted, {others} more came of them, and all have ended"
-            "\n[green]✓[/] nothing lost, nothing doubled, every credit accounted for",
+            "\n[green]✓[/] nothing lost, nothing doubled, every credit accounted for, "
+            "every bookmark stored once",
             highlight=False,
         )
 
 
 def facts(
-    report: Report, portal: Mapping[str, Any], sight: Sight, *, refused: int, seconds: float
+    report: Report,
+    portal: Mapping[str, Any],
+    sight: Sight,
+    crawls: crawl_report.Sight,
+    *,
+    refused: int,
+    seconds: float,
 ) -> dict[str, str]:
     """Return what the upstreams have counted, and what went wrong on purpose, by title."""
     doubled = sum(len(rows) for rows in portal["duplicates"].values())
@@ -255,9 +272,11 @@ def facts(
         f"\n{portal['deals']} deals, {portal['contacts']} contacts, doubled {doubled}"
         f"\n{listed(portal['by_method'])}",
         **video_report.lines(sight),
+        **crawl_report.lines(crawls),
         "faults": f"portal: {listed(portal['faults_fired'])}"
         f"\nKIE: {listed(sight.kie['faults_fired'])}, {listed(video_report.planned())}"
         f"\nTelegram: {listed(sight.telegram['faults_fired'])}"
+        f"\nX: {listed(crawls.summary['faults_fired'])}"
         f"\none kill -9 of the worker; calls in doubt since then: {doubts}",
         "refused": f"{refused} in the shop, by delay()",
         "time": f"{seconds:.0f} s",

@@ -1,5 +1,7 @@
 """A sample application: an online shop that tells Bitrix24 of its orders, and sells videos of them.
 
+It also reads what its customers have bookmarked at X.
+
 SHOP_DATABASE=var/shop.db uvicorn --factory sandbox.shop:create_app
 """
 
@@ -103,6 +105,10 @@ class NewVideo(BaseModel):
     locale: str = "ru"
 
 
+class NewCrawl(BaseModel):
+    user_id: str | int
+
+
 @dataclass(frozen=True, slots=True)
 class Change:
     """What one request committed: the row as it was (None when there was none), and as it is."""
@@ -185,9 +191,9 @@ def create_app(database: Path | None = None, jobs: Any = None) -> FastAPI:
     """Return the shop; *jobs* stands in for our tasks where no broker is at hand."""
     if jobs is None:
         # Only here: importing the tasks wants a broker's address.
-        from tasks import bitrix, video  # noqa: PLC0415
+        from tasks import bitrix, bookmarks, video  # noqa: PLC0415
     else:
-        bitrix = video = jobs
+        bitrix = bookmarks = video = jobs
     store = Store(database or Path(os.environ.get("SHOP_DATABASE", "var/shop.db")))
     app = FastAPI(title="Shop")
 
@@ -245,6 +251,10 @@ def create_app(database: Path | None = None, jobs: Any = None) -> FastAPI:
         change = store.create(VideoOrder, key, wanted)
         return _announce(store, change, lambda: video.generate.delay(order_id=key, **wanted))
 
+    @app.post("/crawls", status_code=202)
+    def add_crawl(wanted: NewCrawl) -> dict[str, str]:
+        return _sent(lambda: bookmarks.crawl.delay(user_id=str(wanted.user_id)))
+
     @app.patch("/profiles/{user_id}", status_code=202)
     def change_profile(user_id: str, fields: Fields) -> dict[str, str]:
         change = store.change(Profile, user_id, fields)
@@ -268,13 +278,20 @@ def _announce(store: Store, change: Change, send: Callable[[], Any]) -> dict[str
     a refusal always comes too late to roll back, and a second transaction undoes the first.
     """
     try:
+        return _sent(send)
+    except HTTPException:
+        # The broker may be away: an order Bitrix24 never hears of is worse than one to send again.
+        store.undo(change)
+        raise
+
+
+def _sent(send: Callable[[], Any]) -> dict[str, str]:
+    """Send the job; answer with its id, or with why it was not accepted."""
+    try:
         return {"job": str(send().id)}
     except InvalidData as refusal:
-        store.undo(change)
         raise HTTPException(422, str(refusal)) from refusal
     except OperationalError as failure:
-        # The broker is away. An order Bitrix24 never hears of is worse than one to send again.
-        store.undo(change)
         raise HTTPException(503, "not accepted, please send it again") from failure
 
 

@@ -243,13 +243,13 @@ class Stack:
         beat.wait_for(lambda: beat.says("beat: Starting..."), "that it starts")
         return beat
 
-    def operate(self, *command: str) -> subprocess.CompletedProcess[str]:
-        """Carry out one of our own commands (`dlq ls`, `gate resume bitrix`, …)."""
+    def operate(self, *command: str, told: str = "") -> subprocess.CompletedProcess[str]:
+        """Carry out one of our own commands (`dlq ls`, …), *told* so on standard input."""
         return subprocess.run(
             [*self.celery(), *command],
             env={**os.environ, **self.env},
             cwd=ROOT,
-            stdin=subprocess.DEVNULL,
+            input=told,
             capture_output=True,
             text=True,
             timeout=PATIENCE,

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from sqlalchemy import delete, func, null, select, update
 from sqlalchemy.exc import StatementError
 
-from classifiers.errors import InvalidData, Pending
+from classifiers.errors import InternalError, InvalidData, Pending
 from storage import database
 from storage.models import bookmarks as kept
 from storage.models import crawl_sessions as crawls
@@ -42,6 +42,7 @@ MaySkip: TypeAlias = "Callable[[Exception], str | None]"
 Put: TypeAlias = "Callable[[Connection, str, str, Sequence[Bookmark]], list[Skipped]]"
 
 OPEN = ("running", "cancelling")
+NOBODY = ""  # whose crawl it was to be that was cancelled before it began
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 # JSON has them, UTF-8 (half a surrogate pair) or PostgreSQL (NUL) has not.
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
@@ -115,6 +116,8 @@ class Session:
     waits: int
     waited: float
     last_wait: str | None
+    landmark: str | None
+    asked_at: datetime | None
     begun_at: datetime
     updated_at: datetime
     ended_at: datetime | None
@@ -156,12 +159,12 @@ def begin(
     with database.transaction() as connection:
         session = _wanted(connection, user_id, session_id, job, asked_at)
         if session is None:
-            session = _begun(connection, user_id, session_id or job, job)
+            session = _begun(connection, user_id, session_id or job, job, asked_at=asked_at)
         if session.state == "cancelling":  # the run that was to see it is no more
             session = _changed(connection, session, state="cancelled")
         if session.state == "completed" or _is_over_for(session, asked_at):
             return session
-        return _resumed(connection, session, job, wait)
+        return _resumed(connection, session, job, asked_at, wait)
 
 
 def keep(
@@ -192,11 +195,22 @@ def keep(
 # ── By hand ──────────────────────────────────────────────────────────────────────────────────
 
 
-def cancel(session_id: str) -> Session | None:
-    """Ask a running session to end at its next checkpoint; return it as it is now."""
-    return _change_where(
-        session_id, crawls.c.state == "running", state="cancelling", ended_at=database.now()
-    )
+def cancel(session_id: str, asked_at: datetime | None = None) -> Session:
+    """Ask a running session to end at its next checkpoint; return it as it is now.
+
+    One that has not begun yet is noted as cancelled: its job finds that when it comes. One that was
+    resumed by somebody who asked for it after *asked_at* goes on.
+    """
+    ended_at = asked_at or database.now()
+    with database.transaction() as connection:
+        session = _locked(connection, crawls.c.id == session_id)
+        if session is None:
+            ended = {"state": "cancelled", "ended_at": ended_at}
+            return _begun(connection, NOBODY, session_id, "", **ended)
+        resumed = asked_at and session.asked_at and session.asked_at > asked_at
+        if session.state != "running" or resumed:
+            return session
+        return _changed(connection, session, state="cancelling", ended_at=ended_at)
 
 
 def end_cancelled(session_id: str) -> Session | None:
@@ -206,7 +220,8 @@ def end_cancelled(session_id: str) -> Session | None:
 
 def save_checkpoint(session_id: str, checkpoint: Checkpoint) -> Session | None:
     """Have a session that is not completed go on there; return it as it is now."""
-    return _change_where(session_id, crawls.c.state != "completed", **_columns(checkpoint))
+    moved = _columns(checkpoint) | {"landmark": null()}
+    return _change_where(session_id, crawls.c.state != "completed", **moved)
 
 
 def clear_checkpoint(session_id: str) -> Session | None:
@@ -219,14 +234,12 @@ def retry(row: LeftOut, bookmark: Bookmark, *, may_skip: MaySkip) -> bool:
 
     Where a later crawl has stored it, that stays. What its session has counted stays, too.
     """
+    same = (left_out.c.session_id == row.session_id, left_out.c.key == row.key)
     try:
         with database.transaction() as connection:
-            fresh = database.insert(kept, connection.dialect.name).values(**_stamps())
-            values = _row(row.user_id, row.session_id, bookmark)
-            connection.execute(fresh.on_conflict_do_nothing(), values)
-            connection.execute(
-                delete(left_out).where(left_out.c.user_id == row.user_id, left_out.c.key == row.key)
-            )
+            storing = _upsert(connection.dialect.name, unless_since=row.created_at)
+            connection.execute(storing, _row(row.user_id, row.session_id, bookmark))
+            connection.execute(delete(left_out).where(*same))
     except StatementError as error:
         if may_skip(error) is None:
             raise
@@ -282,9 +295,14 @@ def _wanted(
 ) -> Session | None:
     """Return the session to go on with; None for a new one."""
     session = _locked(connection, crawls.c.id == (session_id or job))
+    if session is not None and session.user_id == NOBODY:
+        session = _changed(connection, session, user_id=user_id)
     if session is not None and session.user_id != user_id:
         raise InvalidData(f"the crawl {session.id} is of another user")
     if session is not None or session_id is not None:
+        return session
+    session = _locked(connection, crawls.c.user_id == user_id, crawls.c.job == job)
+    if session is not None:  # one that it has gone on with
         return session
     session = _locked(connection, crawls.c.user_id == user_id)
     if session is None or session.state != "completed":
@@ -293,18 +311,24 @@ def _wanted(
     return session if has_seen_all else None
 
 
-def _begun(connection: Connection, user_id: str, session_id: str, job: str) -> Session:
+def _begun(
+    connection: Connection,
+    user_id: str,
+    session_id: str,
+    job: str,
+    **values: Any,
+) -> Session:
     numbers = dict.fromkeys(("stored", "known", "pages", "waits", "waited"), 0)
     fresh = database.insert(crawls, connection.dialect.name).values(
         id=session_id,
         user_id=user_id,
-        state="running",
         job=job,
         skipped={},
         begun_at=database.now(),
         updated_at=database.now(),
         **_columns(Checkpoint()),
         **numbers,
+        **{"state": "running", **values},
     )
     statement = fresh.on_conflict_do_nothing().returning(crawls)
     row = connection.execute(statement).one_or_none()
@@ -321,7 +345,11 @@ def _is_over_for(session: Session, asked_at: datetime | None) -> bool:
 
 
 def _resumed(
-    connection: Connection, session: Session, job: str, wait: tuple[str, float] | None
+    connection: Connection,
+    session: Session,
+    job: str,
+    asked_at: datetime | None,
+    wait: tuple[str, float] | None,
 ) -> Session:
     others = (crawls.c.user_id == session.user_id, crawls.c.id != session.id)
     if not session.open and _locked(connection, *others, crawls.c.state.in_(OPEN)) is not None:
@@ -330,6 +358,8 @@ def _resumed(
     if wait is not None and wait[0] != session.last_wait:
         waited = {"waits": session.waits + 1, "waited": session.waited + wait[1]}
         values |= waited | {"last_wait": wait[0]}
+    if session.state == "cancelled":
+        values["asked_at"] = asked_at
     return _changed(connection, session, **values)
 
 
@@ -360,16 +390,46 @@ def _kept(
         refused = put(connection, now.user_id, now.id, bookmarks)
         stored = {mark.tweet_id for mark in bookmarks} - {each.key for each in refused}
         reasons = _leave_out(connection, now, [*skipped, *refused])
+        reasons.subtract(_stored_after_all(connection, now, stored))
         return _changed(
             connection,
             now,
             **_columns(then),
             stored=now.stored + len(stored - seen.keys()),
             known=now.known + sum(seen.get(tweet_id, now.id) != now.id for tweet_id in stored),
-            skipped=dict(Counter(now.skipped) + reasons),
+            skipped=_sum(now.skipped, reasons),
             pages=now.pages + (then.page > now.page),
+            landmark=_landmark(now, then),
             **_ending(now, over=over),
         )
+
+
+def _landmark(session: Session, then: Checkpoint) -> str | None:
+    """Return the token to be met again if the listing goes round: that of the last page 2ⁿ.
+
+    Raises:
+        InternalError: it does.
+    """
+    if then.page == session.page or then.page_token is None:
+        return session.landmark
+    if then.page_token == session.landmark:
+        raise InternalError("the listing goes round in circles: a page has come before")
+    is_power_of_two = then.page & (then.page - 1) == 0
+    return then.page_token if is_power_of_two else session.landmark
+
+
+def _sum(before: dict[str, int], more: Counter[str]) -> dict[str, int]:
+    counts = {reason: before.get(reason, 0) + more[reason] for reason in {**before, **more}}
+    return {reason: count for reason, count in counts.items() if count}
+
+
+def _stored_after_all(connection: Connection, session: Session, stored: set[str]) -> Counter[str]:
+    """Forget what was left out when its page was fetched before, and is stored now; by reason."""
+    if not session.skipped or not stored:
+        return Counter()
+    which = (left_out.c.session_id == session.id, left_out.c.key.in_(stored))
+    gone = connection.execute(delete(left_out).where(*which).returning(left_out.c.reason))
+    return Counter(gone.scalars())
 
 
 def _ending(session: Session, *, over: bool) -> dict[str, Any]:
@@ -424,11 +484,19 @@ def _put_one_by_one(
 @cache
 def _putting(dialect: str) -> postgresql.Insert | sqlite.Insert:
     """Built once: building it anew takes longer than executing it."""
+    return _upsert(dialect)
+
+
+def _upsert(
+    dialect: str, unless_since: datetime | None = None
+) -> postgresql.Insert | sqlite.Insert:
+    """Store a bookmark, or what is new of it; but what was stored after *unless_since* stays."""
     fresh = database.insert(kept, dialect).values(**_stamps())
     told = ("text", "author_id", "posted_at", "raw", "seen_in", "updated_at")
     return fresh.on_conflict_do_update(
         index_elements=[kept.c.user_id, kept.c.tweet_id],
         set_={name: fresh.excluded[name] for name in told},
+        where=None if unless_since is None else kept.c.updated_at <= unless_since,
     )
 
 

@@ -151,7 +151,8 @@ def renewed(
         if now.refresh_token is None:
             name = _name(now.service, now.subject)
             raise _unauthorized(now, f"the access of {name} ends, and came without a refresh token")
-        _change(now, renewing_since=now.renewing_since or database.now())
+        if not _change(now, renewing_since=now.renewing_since or database.now()):
+            return _known(now)  # a person has brought a newer pair in this moment
         return _store(now, _renew(now, now.refresh_token, renew))
 
 
@@ -201,6 +202,10 @@ def _store(old: Credential, tokens: Tokens) -> Credential:
     if not insist(lambda: _change(old, version=old.version + 1, **values)):
         name = _name(old.service, old.subject)
         _log.warning("%s: a newer pair was stored while this one was renewed", name)
+    return _known(old)
+
+
+def _known(old: Credential) -> Credential:
     newest = get(old.service, old.subject)
     assert newest is not None  # noqa: S101 - rows are never deleted
     return newest

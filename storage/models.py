@@ -341,6 +341,8 @@ class CrawlRow(Base):
     waits: Mapped[int]
     waited: Mapped[float]
     last_wait: Mapped[str | None]
+    landmark: Mapped[str | None]
+    asked_at: Mapped[datetime | None]
     begun_at: Mapped[datetime]
     updated_at: Mapped[datetime]
     ended_at: Mapped[datetime | None]

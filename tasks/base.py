@@ -20,7 +20,7 @@ from celery.worker import state
 from kombu.exceptions import OperationalError
 
 from classifiers import foreign
-from classifiers.errors import Duplicate, InternalError, JobError, UserError
+from classifiers.errors import Duplicate, InternalError, JobError, Pending, UserError
 from config.history import History
 from config.policies import (
     TASKS,
@@ -56,7 +56,8 @@ class Operation(Task):
 
     *adopt* is called with (existing_id, **payload) when the table says ADOPT. *compensation* names
     the task that makes good what a job has begun and could not finish; `amends` are its arguments.
-    *ask_for_patience* is called with the payload, once, when it takes long.
+    *ask_for_patience* is called with the payload, once, when it takes long. One that *yields* comes
+    back from a mere `Pending` behind all others of its queue, unless it is woken.
     *effect_keys* is called with (job id, **payload) and names the rows of `storage.effects` that
     tell what the job has done; *obstacle* with the payload, and says why a replay would come to
     nothing, empty if it would not. One that is *recurring* is no loss when it comes too late: the
@@ -80,6 +81,7 @@ class Operation(Task):
     version: int = FIRST
     upcasters: ClassVar[Mapping[int, Upcaster]] = {}
     holds: Callable[[], Sequence[Hold]] = staticmethod(standing_holds)
+    yields = False
 
     def __init__(self) -> None:
         self.payload = Payload(self.name, self.run, self.version, self.upcasters)
@@ -253,6 +255,7 @@ class Operation(Task):
             "detail": str(exc)[:200],
             "at": round(now, 3),
             "seconds": round(decision.delay, 3),
+            "yields": self.yields and isinstance(exc, Pending),
         }
         headers = {**(self.request.headers or {}), **history.to_headers(), "parking": parking}
         if self._is_late(decision.policy, history.attempts, headers):

@@ -43,20 +43,21 @@ def crawl(user_id: Id, session_id: Id | None = None) -> Outcome:
     with alone(user_id):
         session = begin(user_id, session_id)
         while session.state == "running":
-            if time.monotonic() > turn_ends:
-                raise next_turn("it lets others have their turn")
             session = next_page(session)
+            if session.state == "running" and time.monotonic() > turn_ends:
+                raise next_turn("it lets others have their turn")
+        if session.state == "cancelling":  # and nothing was stored that would have ended it
+            session = bookmarks.end_cancelled(session.id) or session
     return summary(session)
 
 
 @operation(name="bookmarks.cancel", priority=services.INTERACTIVE)
 def cancel(session_id: Id) -> Outcome:
     """End a crawl where it is; what it has stored stays, and it can be resumed from there."""
-    session = bookmarks.cancel(session_id)  # a crawl that is at work ends at its next checkpoint
-    if session is None:
-        if job().age < services.scaled(services.PREDECESSOR_GRACE):
-            raise Pending("the crawl was perhaps called just now", service="x")
-        raise NotFound(f"there is no crawl {session_id}", code="no_session")
+    # A crawl that is at work ends at its next checkpoint.
+    session = bookmarks.cancel(session_id, job().asked_at)
+    if session.state == "running":  # somebody has resumed it since
+        return {**summary(session), "outcome": "superseded"}
     with alone(session.user_id):
         session = bookmarks.end_cancelled(session_id) or session
     parking().release(session.job)
@@ -90,13 +91,13 @@ def next_page(session: Session) -> Session:
 
     Raises:
         Pending: this worker has to end; the job goes on elsewhere.
+        NotFound: X forgets the page time and again.
         JobError: the page could not be had; the checkpoint is where it begins.
     """
     at = session.checkpoint
     page = x().page(session.user_id, at.page_token)
     if page is None:
-        logger.warning("crawl %s begins anew: X has forgotten where it was", session.id)
-        return bookmarks.clear_checkpoint(session.id) or session
+        return begun_anew(session)
     for warning in page.warnings:
         logger.warning("crawl %s, page %d: %s", session.id, at.page + 1, warning)
     for items, then in steps(page, at):
@@ -108,6 +109,19 @@ def next_page(session: Session) -> Session:
             raise next_turn("this worker has to end")
     tell(session)
     return session
+
+
+def begun_anew(session: Session) -> Session:
+    """Go on from the first page, once. What is stored is not counted again.
+
+    Raises:
+        NotFound: it has begun anew before; X forgets faster than we get on.
+    """
+    if session.pages > session.checkpoint.page:
+        bookmarks.clear_checkpoint(session.id)  # for the next call, or a replay
+        raise NotFound(f"X forgets time and again where crawl {session.id} is", service="x")
+    logger.warning("crawl %s begins anew: X has forgotten where it was", session.id)
+    return bookmarks.clear_checkpoint(session.id) or session
 
 
 def next_turn(why: str) -> Pending:

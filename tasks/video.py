@@ -108,6 +108,7 @@ def undecided(order_id: str, **_: Any) -> str:
     ask_for_patience=ask_for_patience,
     effect_keys=delivery_of,
     obstacle=unpaid,
+    yields=True,  # thousands look at KIE by the way; a new order, or news of one, goes before them
 )
 def generate(
     order_id: Id,

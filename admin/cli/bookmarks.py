@@ -24,6 +24,7 @@ from admin.cli.common import (
     plain,
     print_json,
     print_rows,
+    rows_of,
     the_database,
 )
 from config import services
@@ -64,9 +65,7 @@ def bookmarks_crawl(user_id: str, follow: bool) -> None:
 @guarded
 def bookmarks_resume(session_id: str, follow: bool) -> None:
     """Go on with a crawl from its checkpoint, also with one that was cancelled."""
-    found = _session(session_id)
-    if found.state == "completed":
-        raise click.ClickException(f"the crawl {session_id} is complete")
+    found = _unfinished(session_id)
     _send(found.user_id, session_id, follow)
 
 
@@ -96,14 +95,15 @@ def bookmarks_ls(user_id: str | None, as_json: bool, limit: int | None) -> None:
 
 @bookmarks.command("skipped")
 @session
+@limited
 @as_json
-def bookmarks_skipped(session_id: str, as_json: bool) -> None:
+def bookmarks_skipped(session_id: str, as_json: bool, limit: int | None) -> None:
     """List what a crawl has skipped, and why."""
     _session(session_id)
     with the_database():
         found = stored.skipped(session_id)
     columns = plain("key", "tweet_id", "reason", "detail")
-    print_rows([asdict(each) for each in found], columns, as_json, "nothing was skipped")
+    print_rows(rows_of(found, limit, as_json, asdict), columns, as_json, "nothing was skipped")
 
 
 @bookmarks.command("retry")
@@ -137,7 +137,7 @@ def checkpoint_show(session_id: str) -> None:
 @confirmed
 def checkpoint_clear(session_id: str, yes: bool) -> None:
     """Forget it: the crawl begins anew. What is stored stays, and is not stored twice."""
-    _session(session_id)
+    _unfinished(session_id)
     if not yes:
         click.confirm(f"Forget where the crawl {session_id} is?", abort=True)
     with the_database():
@@ -150,7 +150,7 @@ def checkpoint_clear(session_id: str, yes: bool) -> None:
 @click.argument("file", type=click.File(), default="-")
 def checkpoint_save(session_id: str, file: Any) -> None:
     """Set it to what `show` has shown, from FILE or standard input."""
-    _session(session_id)
+    _unfinished(session_id)
     try:
         told = json.load(file)
         place = Checkpoint(
@@ -180,7 +180,7 @@ def bookmarks_authorize(user_id: str) -> None:
     tokens = _tokens(sys.stdin.read())
     with the_database():
         credentials.save("x", user_id, **tokens)
-        freed = welcome_back(user_id)
+    freed = welcome_back(user_id)
     click.echo(f"user {user_id} has given access; {freed} crawls go on")
 
 
@@ -193,13 +193,13 @@ def _tokens(text: str) -> dict[str, Any]:
         raise click.ClickException(
             "standard input holds no tokens: give X's JSON, or a line with the access token"
         )
-    expires_in = told.get("expires_in")
-    if not isinstance(expires_in, int | float):
-        expires_in = None
+    life = told.get("expires_in")
+    if not isinstance(life, int | float) or life <= 0:
+        life = None
     return {
         "access_token": told["access_token"],
         "refresh_token": told.get("refresh_token"),
-        "expires_at": expires_in and datetime.now(UTC) + timedelta(seconds=expires_in),
+        "expires_at": datetime.now(UTC) + timedelta(seconds=life) if life else None,
     }
 
 
@@ -248,6 +248,13 @@ def _session(session_id: str) -> Session:
         found = stored.get(session_id)
     if found is None:
         raise click.ClickException(f"no crawl has the id {session_id}")
+    return found
+
+
+def _unfinished(session_id: str) -> Session:
+    found = _session(session_id)
+    if found.state == "completed":
+        raise click.ClickException(f"the crawl {session_id} is complete")
     return found
 
 

@@ -18,7 +18,7 @@ from kombu.exceptions import OperationalError
 from rich.console import Console
 from rich.table import Table
 
-from classifiers.errors import InvalidData, Pending
+from classifiers.errors import InvalidData, NotConfigured, Pending
 from reliability.connection import RedisError
 from tasks.base import classified
 
@@ -33,7 +33,7 @@ confirmed = click.option("--yes", is_flag=True, help="Do not ask.")
 
 
 def guarded(command: F) -> F:
-    """Say in one sentence that Redis is away, instead of a traceback."""
+    """Say in one sentence that Redis is away, or what cannot be sent, instead of a traceback."""
 
     @wraps(command)
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -41,6 +41,8 @@ def guarded(command: F) -> F:
             return command(*args, **kwargs)
         except (RedisError, OperationalError) as error:
             raise click.ClickException(f"Redis does not answer: {error}") from error
+        except InvalidData as error:
+            raise click.ClickException(error.detail) from error
 
     return run  # type: ignore[return-value]
 
@@ -50,7 +52,7 @@ def the_database() -> Iterator[None]:
     """Say in one sentence what is wrong with the database or refused by it."""
     try:
         yield
-    except (InvalidData, Pending) as error:
+    except (InvalidData, NotConfigured, Pending) as error:
         raise click.ClickException(error.detail) from error
     except Exception as error:
         raise click.ClickException(

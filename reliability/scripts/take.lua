@@ -1,6 +1,6 @@
 -- One visit of a worker to the broker: acknowledge what is done, move what is due, take what there is room for.
 -- KEYS  1 unacked hash  2 unacked index  3 parked hash  4 parked by due time  5 corrupt list  6 tag of the last suspect
---       7… the suspects of each queue, then the queues' lists, most urgent first
+--       7… the suspects of each queue, then the lists of each queue, the most urgent first
 -- ARGV  1 room  2 most to move  3 number of queues  4 what this worker can do for a suspect: 'alone', 'makes room', 'busy'
 --       5 number of acks, then the acks, then for each list of a queue: queue name, bell key, '1' if it needs no ack
 -- Reply { milliseconds until the next parked job is due or -1, 1 if a suspect waits for a worker else 0, queue name, delivery tag, message, queue name, … }
@@ -76,7 +76,7 @@ end
 -- takes nothing more meanwhile: if that dies, too, it was the suspect. All others go on, so that
 -- one suspect at a time costs one worker at most.
 local function suspect()
-  local at = 6 + acked
+  local at, lists_each = 6 + acked, (#KEYS - 6 - queues) / queues
   for i = 7, 6 + queues do
     local raw = redis.pcall('RPOP', KEYS[i])
     while type(raw) == 'string' do
@@ -84,7 +84,7 @@ local function suspect()
       if tag then return tag end -- else it was no message
       raw = redis.pcall('RPOP', KEYS[i])
     end
-    at = at + 3
+    at = at + 3 * lists_each
   end
   return nil
 end

@@ -12,13 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 from celery.result import AsyncResult
 
-from storage import credits
-from tasks import app, bitrix, video
+from storage import credentials, credits
+from tasks import app, bitrix, bookmarks, video
 from tasks.base import Operation
 
 OPERATIONS = {
     task.name: task
-    for module in (bitrix, video)
+    for module in (bitrix, bookmarks, video)
     for task in vars(module).values()
     if isinstance(task, Operation)
 }
@@ -56,6 +56,8 @@ def get(job, timeout):
 def answer(request):
     if "grant" in request:
         return str(credits.grant(request["grant"], request["amount"], "a gift"))
+    if "access" in request:
+        return credentials.save("x", request["access"], **request["tokens"])
     if "get" in request:
         return get(request["get"], request["timeout"])
     with ThreadPoolExecutor(len(request["calls"])) as pool:

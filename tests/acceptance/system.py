@@ -35,7 +35,9 @@ QUICK = {"RETRY_TIME_SCALE": "0.05", "VISIBILITY_TIMEOUT": "3", "WORKER_THREADS"
 # Fast enough not to be what a test waits for; the portal is told the same.
 RATE = {"BITRIX_RATE": "100", "BITRIX_BURST": "100"}
 SERVICE = Service("bitrix", 100, 100, max_wait=5.0, connect_timeout=5.0, read_timeout=65.0)
-QUEUES = ("bitrix", "kie", "telegram")
+QUEUES = ("bitrix", "kie", "telegram", "x")
+# kombu's names of the lists of a queue: one for each priority.
+LISTS = [queue + rank for queue in QUEUES for rank in ("", "\x06\x163", "\x06\x166", "\x06\x169")]
 FAST_PORTAL = ("--rate", "100", "--burst", "100", "--latency", "0.01")
 
 
@@ -64,19 +66,13 @@ class Caller:
         self._process.communicate()
 
 
-class Portal:
-    """The simulated portal at *address*, as its people and its journal see it."""
+class Upstream:
+    """A simulated upstream at *address*: what goes wrong with it, and what it has been asked."""
 
-    def __init__(self, address: str, webhook: str) -> None:
+    def __init__(self, address: str) -> None:
         self._address = address
-        self._webhook = webhook
         self._http = httpx.Client(timeout=30, trust_env=False)
         self._begun = 0
-
-    def call(self, method: str, **params: Any) -> Any:
-        """Do something in the portal, past the application."""
-        answer = self._http.post(f"{self._webhook}{method}", json=params)
-        return answer.raise_for_status().json()["result"]
 
     def arm(self, *faults: Mapping[str, Any]) -> None:
         self._control("POST", "faults", json=list(faults))
@@ -85,7 +81,7 @@ class Portal:
         self._control("DELETE", "faults")
 
     def fired(self) -> int:
-        """How many of the faults have struck, since the portal began."""
+        """How many of the faults have struck, since the upstream began."""
         return sum(self._control("GET", "faults")["fired"].values())
 
     def summary(self) -> dict[str, Any]:
@@ -94,6 +90,26 @@ class Portal:
     def begin(self) -> None:
         """From here on counts what happens."""
         self._begun += len(self._journal())
+
+    def _journal(self) -> list[dict[str, Any]]:
+        return self._control("GET", "journal", params={"after": self._begun})
+
+    def _control(self, verb: str, path: str, **options: Any) -> Any:
+        url = f"{self._address}/_sandbox/{path}"
+        return self._http.request(verb, url, **options).raise_for_status().json()
+
+
+class Portal(Upstream):
+    """The simulated portal at *address*, as its people and its journal see it."""
+
+    def __init__(self, address: str, webhook: str) -> None:
+        super().__init__(address)
+        self._webhook = webhook
+
+    def call(self, method: str, **params: Any) -> Any:
+        """Do something in the portal, past the application."""
+        answer = self._http.post(f"{self._webhook}{method}", json=params)
+        return answer.raise_for_status().json()["result"]
 
     def calls(self, method: str = "", about: str = "") -> list[dict[str, Any]]:
         """What the portal was asked since `begin`: *about* one ORIGIN_ID, if given."""
@@ -120,12 +136,34 @@ class Portal:
     def get(self, entity: str, row_id: str) -> dict[str, Any]:
         return self.call(f"crm.{entity}.get", id=row_id)
 
-    def _journal(self) -> list[dict[str, Any]]:
-        return self._control("GET", "journal", params={"after": self._begun})
 
-    def _control(self, verb: str, path: str, **options: Any) -> Any:
-        url = f"{self._address}/_sandbox/{path}"
-        return self._http.request(verb, url, **options).raise_for_status().json()
+class X(Upstream):
+    """The simulated X, as its users see it."""
+
+    def welcome(self, user: str, bookmarks: int, **more: Any) -> None:
+        """Take in a user with so many bookmarks, who gives the app tokens."""
+        self._control("POST", "users", json=[{"id": user, "bookmarks": bookmarks, **more}])
+
+    def user(self, user: str) -> dict[str, Any]:
+        (found,) = self._control("GET", "users", params={"id": user})
+        return found
+
+    def tell(self, order: str, user: str, **more: Any) -> None:
+        """Have something happen to a user: `authorize`, `expire`, `bookmarks`."""
+        self._control("POST", order, json={"id": user, **more})
+
+    def change(self, **settings: Any) -> None:
+        self._control("POST", "settings", json=settings)
+
+    def asked(self, user: str) -> list[int]:
+        """Where the pages began that were asked for, oldest first."""
+        calls = (entry["about"] for entry in self._journal() if entry["method"] == "bookmarks")
+        return [int(about["position"]) for about in calls if about.get("user") == user]
+
+    def first_asked(self) -> list[str]:
+        """The users, in the order in which their first pages were asked for."""
+        users = (entry["about"].get("user") for entry in self._journal())
+        return list(dict.fromkeys(user for user in users if user))
 
 
 @dataclass
@@ -214,9 +252,9 @@ class System:
 
     # -- the operator's side
 
-    def operate(self, *command: str) -> str:
-        """Carry out a sub-command of ours; return what it prints."""
-        outcome = self.stack.operate(*command)
+    def operate(self, *command: str, told: str = "") -> str:
+        """Carry out a sub-command of ours, *told* so on standard input; return what it prints."""
+        outcome = self.stack.operate(*command, told=told)
         assert outcome.returncode == 0, outcome.stdout + outcome.stderr
         return outcome.stdout
 
@@ -246,10 +284,10 @@ class System:
     def leftovers(self) -> dict[str, int]:
         """What waits or runs, by the place where it does; empty when there is nothing to do."""
         with self.redis.pipeline(transaction=True) as look:  # a job in between is in one of them
-            for queue in QUEUES:
-                look.llen(queue)
+            for name in LISTS:
+                look.llen(name)
             look.hlen("unacked").zcard(keys.PARKED_DUE).llen(keys.CORRUPT)
-            counts = zip((*QUEUES, "unacked", "parked", "corrupt"), look.execute(), strict=True)
+            counts = zip((*LISTS, "unacked", "parked", "corrupt"), look.execute(), strict=True)
         return {place: count for place, count in counts if count}
 
     def calm(self) -> None:

@@ -38,9 +38,23 @@ WRONG = {
         {"TELEGRAM_BOT_TOKEN": UNSET},
         "perennial: the queue telegram cannot be served: TELEGRAM_BOT_TOKEN is not set",
     ),
+    "no app at X, and only its queue": (
+        ["-Q", "x"],
+        {"X_BASE_URL": UNSET, "X_CLIENT_ID": UNSET},
+        "perennial: the queue x cannot be served: X_CLIENT_ID is not set",
+    ),
     "nothing to do": (
         [],
-        {"BITRIX_WEBHOOK_URL": UNSET, "KIE_API_KEY": UNSET, "TELEGRAM_BOT_TOKEN": UNSET},
+        dict.fromkeys(
+            (
+                "BITRIX_WEBHOOK_URL",
+                "KIE_API_KEY",
+                "TELEGRAM_BOT_TOKEN",
+                "X_BASE_URL",
+                "X_CLIENT_ID",
+            ),
+            UNSET,
+        ),
         "perennial: there is no queue to serve (bitrix: BITRIX_WEBHOOK_URL is not set",
     ),
     "a database that is not there": (

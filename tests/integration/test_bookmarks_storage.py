@@ -11,7 +11,7 @@ from sqlalchemy import insert, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from classifiers.database import classify
-from classifiers.errors import DatabaseError, InvalidData, Pending
+from classifiers.errors import DatabaseError, InternalError, InvalidData, Pending
 from storage import bookmarks
 from storage import database as storage_database
 from storage.bookmarks import Bookmark, Checkpoint, Session, Skipped
@@ -530,6 +530,15 @@ def test_retry_takes_nothing_back_that_a_later_crawl_has_stored():
     assert bookmarks.skipped(JOB) == []
 
 
+def test_retry_brings_what_is_newer_than_a_former_crawl_has_stored():
+    keep(begin(job=OTHER), [mark(3, "old")], over=True)
+    keep(begin(), skipped=[invalid("3", reason="database")], over=True)
+    (row,) = bookmarks.skipped(JOB)
+
+    assert bookmarks.retry(row, mark(3, "new"), may_skip=skip)
+    assert stored()["3"].text == "new"
+
+
 # ── Being stopped ────────────────────────────────────────────────────────────────────────────
 
 
@@ -550,12 +559,60 @@ def test_crawl_that_comes_to_its_end_is_completed_though_it_was_to_be_cancelled(
     assert keep(session, marks(1), over=True).state == "completed"
 
 
+@pytest.mark.parametrize("session_id", [None, "s1"], ids=["its job's", "named"])
+@pytest.mark.parametrize(
+    ("since", "expected"), [(EARLIER, "cancelled"), (LATER, "running")], ids=["before", "after"]
+)
+def test_crawl_that_was_cancelled_before_it_began_ends_when_it_comes(session_id, since, expected):
+    asked = bookmarks.cancel(session_id or JOB)
+    session = begin(session_id=session_id, asked_at=asked.ended_at + since)
+
+    assert (asked.state, asked.stored) == ("cancelled", 0)
+    assert (session.id, session.user_id, session.state) == (session_id or JOB, USER, expected)
+
+
+def test_a_cancellation_that_comes_late_leaves_a_crawl_alone_that_was_resumed_since():
+    asked = reach("cancelled").ended_at
+    resumed = begin(asked_at=asked + LATER)
+    late = bookmarks.cancel(JOB, asked)
+
+    assert resumed.state == late.state == "running"
+    assert bookmarks.cancel(JOB, asked + 2 * LATER).state == "cancelling"
+
+
+def test_a_listing_that_goes_round_in_circles_is_noticed():
+    session = begin()
+    for number in (1, 2, 3):
+        session = keep(session, then=Checkpoint("AB"[number % 2], number, 0))
+
+    with pytest.raises(InternalError, match="round in circles"):
+        keep(session, then=Checkpoint("A", 4, 0))
+
+
+def test_a_listing_that_begins_anew_does_not_go_round_in_circles():
+    session = begin()
+    for _lap in range(2):
+        for number in range(1, 10):
+            session = keep(session, then=Checkpoint(f"t{number}", number, 0))
+        session = bookmarks.clear_checkpoint(JOB)
+
+    assert session.pages == 18
+
+
+def test_what_was_skipped_and_is_stored_after_all_is_counted_once():
+    first = keep(begin(), skipped=[invalid("1", reason="database"), invalid("2")])
+    again = keep(first, [mark("1")])
+
+    assert first.skipped == {"database": 1, "no_text": 1}
+    assert (again.stored, again.skipped) == (1, {"no_text": 1})
+    assert [row.key for row in bookmarks.skipped(JOB)] == ["2"]
+
+
 @pytest.mark.parametrize("state", ["cancelling", "cancelled", "completed"])
 def test_only_a_running_crawl_is_cancelled(state):
     before = reach(state)
 
     assert bookmarks.cancel(JOB) == before
-    assert bookmarks.cancel("none") is None
 
 
 @pytest.mark.parametrize(

@@ -595,6 +595,17 @@ def test_a_job_that_does_not_wait_is_not_woken(broker, parking):
     assert broker.parked() == 0
 
 
+@pytest.mark.parametrize("woken", [False, True])
+def test_who_yields_comes_back_behind_the_others_unless_it_is_woken(broker, parking, woken):
+    facts = {"reason": "Pending", "yields": True}
+    park(broker, "Pending", parking=facts)
+    broker.publish("new", priority=3)
+    assert parking.wake("job") if woken else parking.release("job")
+    bodies = Worker(broker.connect(bell_timeout=0.1), prefetch=8).get(2)
+
+    assert bodies.index("new") == int(woken)
+
+
 @pytest.mark.parametrize(("headers", "replays"), [({}, 0), ({"replays": 2}, 2)])
 def test_a_parked_job_says_how_often_it_was_sent_again(broker, parking, headers, replays):
     park(broker, "Pending", **headers)
@@ -623,12 +634,13 @@ def test_priorities_are_kept_directly_after_parking_and_after_a_restore(broker):
     assert Worker(broker.connect(), prefetch=8).get(8) == expected
 
 
-def test_a_flooded_queue_does_not_starve_another(broker):
+@pytest.mark.parametrize("priority", [0, 6], ids=["as urgent", "less urgent"])
+def test_a_flooded_queue_does_not_starve_another(broker, priority):
     publisher = broker.connect()
     for number in range(100):
         broker.publish(number, "flood", by=publisher)
     for number in range(3):
-        broker.publish(f"other {number}", "other", by=publisher)
+        broker.publish(f"other {number}", "other", by=publisher, priority=priority)
     worker = Worker(broker.connect(), queues=("flood", "other"), prefetch=1)
     worker.get(10)
 

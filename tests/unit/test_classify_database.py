@@ -9,6 +9,7 @@ import pytest
 import sqlalchemy
 from sqlalchemy import DateTime, Integer, String, bindparam, exc, text
 
+from classifiers import foreign
 from classifiers.database import classify
 from classifiers.errors import (
     DatabaseError,
@@ -79,6 +80,20 @@ TABLE = {
 @pytest.mark.parametrize(("error", "kind"), TABLE.values(), ids=TABLE)
 def test_a_failure_is_the_rows_the_databases_or_the_disks(error, kind):
     assert type(classify(error)) is kind
+
+
+@pytest.mark.parametrize(
+    ("name", "service"),
+    [
+        ("disk full, SQLite", "database"),
+        ("integrity", "database"),
+        ("disk full, system", ""),
+        ("memory", ""),
+        ("bug", ""),
+    ],
+)
+def test_outside_our_storage_only_the_databases_own_words_are_laid_to_it(name, service):
+    assert foreign.classify(TABLE[name][0]).service == service
 
 
 @pytest.mark.parametrize(("error", "kind"), TABLE.values(), ids=TABLE)

@@ -161,6 +161,7 @@ def test_a_job_comes_back_with_what_it_has_been_through(shop):
         "detail": "kie – 502",
         "at": first["history"][0]["at"],
         "seconds": first["history"][0]["delay"],
+        "yields": False,
     }
     assert second["accepted_at"] == first["accepted_at"]
     assert second["replays"] == 1
@@ -212,6 +213,16 @@ def test_a_job_that_has_got_on_has_all_its_attempts_again(shop):
 
     assert again["spent"] == {"Retryable": 1}
     assert once_more["spent"] == {"Retryable": 2}
+
+
+@pytest.mark.parametrize(
+    ("yields", "failure", "behind"),
+    [(True, Pending(), True), (True, RateLimited(), False), (False, Pending(), False)],
+)
+def test_who_yields_comes_back_behind_the_others_unless_it_is_urgent(shop, yields, failure, behind):
+    headers = run(shop.task("shop.sell", failure, yields=yields))
+
+    assert headers["parking"]["yields"] is behind
 
 
 def test_a_failure_that_nothing_comes_of_is_raised_as_it_is(shop):

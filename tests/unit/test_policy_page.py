@@ -150,6 +150,8 @@ def test_every_row_of_a_task_stands_on_the_page(task):
         ("telegram.notify", "OutcomeUnknown", "then", "–"),
         ("telegram.notify", "OutcomeUnknown", "told", "nobody"),
         ("video.handle_callback", "Pending", "then", "dead letter"),
+        ("bookmarks.crawl", "Unauthorized", "retries", "any number, 720 h in all"),
+        ("bookmarks.crawl", "Unauthorized", "first waits", "as named, or 60 s each, +0–25 %"),
         ("bitrix.update_deal", "NotFound", "then", "result `target_gone`"),
         ("bitrix.update_deal", "NotFound", "told", "nobody"),
     ],

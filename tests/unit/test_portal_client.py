@@ -69,7 +69,7 @@ class Gate:
         self.open = threading.Event()
         self.open.set()
 
-    def admit(self, *, waiting=1, credential="", subject="", pace=0.0):
+    def admit(self, *, waiting=1, credential="", subject="", pace=0.0, yields=False):
         self.asked.append((waiting, credential))
         assert self.open.wait(DEADLINE)
         if self.refusal is not None:

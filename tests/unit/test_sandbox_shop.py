@@ -140,6 +140,14 @@ def test_a_video_is_committed_and_then_ordered(shop: Shop) -> None:
     assert shop.jobs.visible == [[("v1", "Show it from all sides")]]
 
 
+@pytest.mark.parametrize("user_id", [1400000001, "1400000001"], ids=["number", "text"])
+def test_a_crawl_is_asked_for(shop: Shop, user_id: str | int) -> None:
+    answer = shop.send("POST", "/crawls", {"user_id": user_id})
+
+    assert answer == (202, {"job": "job-1"})
+    assert shop.jobs.sent == [("crawl", {"user_id": "1400000001"})]
+
+
 def test_every_change_of_a_row_is_later_than_the_one_before(shop: Shop) -> None:
     shop.send("POST", "/orders", ORDER)
     for n in range(20):
@@ -177,6 +185,15 @@ def test_a_row_whose_job_was_not_accepted_is_not_kept(
     assert [code for code, _ in answers] == [status] * 3
     assert [len(rows) for rows in shop.jobs.visible] == [1] * 3
     assert shop.jobs.rows() == []
+
+
+@pytest.mark.parametrize(("failure", "status"), FAILURES)
+def test_a_crawl_that_was_not_accepted_is_said_to_be(
+    shop: Shop, failure: Exception, status: int
+) -> None:
+    shop.jobs.failure = failure
+
+    assert shop.send("POST", "/crawls", {"user_id": 1})[0] == status
 
 
 @pytest.mark.parametrize(("failure", "status"), FAILURES)
@@ -243,6 +260,7 @@ def test_an_accepted_order_survives_a_repetition_that_is_refused(shop: Shop) -> 
     [
         pytest.param(("POST", "/orders", {**ORDER, "title": "Other"}), 409, id="another-order"),
         pytest.param(("POST", "/videos", {"order_id": 8}), 422, id="video-of-nothing"),
+        pytest.param(("POST", "/crawls", {}), 422, id="crawl-of-nobody"),
         pytest.param(("PATCH", "/orders/8", {"title": "x"}), 404, id="unknown-order"),
         pytest.param(("PATCH", "/profiles/8", {"name": "x"}), 404, id="unknown-profile"),
         pytest.param(("POST", "/orders", {"order_id": 8}), 422, id="no-title"),

@@ -303,7 +303,12 @@ def test_each_of_several_keys_is_a_secret(environment):
     }
 
 
-OPEN = {"BITRIX_WEBHOOK_URL": WEBHOOK, "KIE_API_KEY": "k", "TELEGRAM_BOT_TOKEN": "1:t"}
+OPEN = {
+    "BITRIX_WEBHOOK_URL": WEBHOOK,
+    "KIE_API_KEY": "k",
+    "TELEGRAM_BOT_TOKEN": "1:t",
+    "X_CLIENT_ID": "c",
+}
 
 
 def test_every_upstream_that_is_set_up_has_a_queue_that_is_served(environment):
@@ -313,12 +318,17 @@ def test_every_upstream_that_is_set_up_has_a_queue_that_is_served(environment):
 
 
 @pytest.mark.parametrize(
-    ("queue", "name"), [("kie", "KIE_API_KEY"), ("telegram", "TELEGRAM_BOT_TOKEN")]
+    ("queue", "name"),
+    [("kie", "KIE_API_KEY"), ("telegram", "TELEGRAM_BOT_TOKEN"), ("x", "X_CLIENT_ID")],
 )
 def test_an_upstream_that_is_not_set_up_closes_its_own_queue_alone(environment, queue, name):
     queues = environment(**OPEN | {name: ""}).queues
 
     assert {at: why for at, why in queues.items() if why} == {queue: f"{name} is not set"}
+
+
+def test_a_stand_in_for_x_needs_no_client_id(environment):
+    assert environment(X_BASE_URL="http://127.0.0.1:8027").queues["x"] == ""
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,8 @@ def upgrade() -> None:
         sa.Column("waits", sa.Integer(), nullable=False),
         sa.Column("waited", sa.Double(), nullable=False),
         sa.Column("last_wait", sa.Text()),
+        sa.Column("landmark", sa.Text()),
+        sa.Column("asked_at", Moment),
         sa.Column("begun_at", Moment, nullable=False),
         sa.Column("updated_at", Moment, nullable=False),
         sa.Column("ended_at", Moment),
