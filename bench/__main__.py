@@ -6,13 +6,14 @@ import argparse
 
 from rich.console import Console
 
-from bench import crawls, flight, kills, letters, noop, portal, videos
+from bench import crawls, flight, kills, letters, noop, portal, repairs, videos
 
 TABLES = {
     "noop": noop.run,
     "portal": portal.run,
     "kills": kills.run,
     "letters": letters.run,
+    "repairs": repairs.run,
     "video-kills": videos.run,
     "video-flight": flight.run,
     "crawls": crawls.run,

@@ -39,7 +39,7 @@ def choose_queues(instance: Any = None, options: Any = None, **_: Any) -> None:
         _refuse(f"the queue {queue} cannot be served: {obstacles[queue]}")
     if asked_for:
         return
-    if len(obstacles) == len(settings().queues):
+    if set(settings().queues) - set(obstacles) <= {"upkeep"}:  # no upstream is set up at all
         reasons = "; ".join(f"{queue}: {why}" for queue, why in obstacles.items())
         _refuse(f"there is no queue to serve ({reasons})")
     for queue, why in obstacles.items():
