@@ -25,7 +25,7 @@ demo: setup ## run the main job on this machine, with embedded defaults; KEEP=1 
 	@$(BIN)/python -m sandbox.demo $(if $(KEEP),--keep)
 
 test: setup ## run the whole suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .
