@@ -106,7 +106,7 @@ def test_the_sources_are_found():
     assert {"tasks", "tasks.bitrix", "config.policies", "clients.http"} <= set(SOURCES)
 
 
-@pytest.mark.parametrize("module", SOURCES)
+@pytest.mark.parametrize("module", sorted(SOURCES))
 def test_imports_go_one_way(module):
     package = module.split(".")[0]
     others = {name.split(".")[0] for name in imported(module)} & set(LEVEL) - {package}
