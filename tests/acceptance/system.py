@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import httpx
@@ -45,6 +46,7 @@ class Caller:
     """The application: a process of its own, as in life, that calls tasks and reads results."""
 
     def __init__(self, stack: Stack) -> None:
+        self._asking = Lock()
         with (stack.folder / "caller.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, str(HERE / "caller.py")],
@@ -58,8 +60,9 @@ class Caller:
             )
 
     def ask(self, **request: Any) -> Any:
-        print(json.dumps(request), file=self._process.stdin, flush=True)
-        return json.loads(self._process.stdout.readline())
+        with self._asking:  # several people act at once; each has to hear their own answer
+            print(json.dumps(request), file=self._process.stdin, flush=True)
+            return json.loads(self._process.stdout.readline())
 
     def end(self) -> None:
         self._process.kill()
