@@ -89,7 +89,7 @@ def classify(response: httpx.Response, *, safe: bool) -> JobError | None:
     operation = _operation(response)
     if httpx.codes.is_redirect(response.status_code):
         return _moved(response, operation)
-    body = _body(response)
+    body = http.body_of(response)
     if response.is_success and "result" in body and not _complains(body):
         return None
     code, text = _words(body)
@@ -187,15 +187,6 @@ def _foreign(response: httpx.Response, *, safe: bool, operation: str) -> JobErro
         code=str(status),
         retry_after=http.retry_after(response),
     )
-
-
-def _body(response: httpx.Response) -> dict[str, Any]:
-    """The JSON object, or an empty one for an answer that is none."""
-    try:
-        body = response.json()
-    except (ValueError, RecursionError):  # not JSON, not text, cut short, or nested without end
-        return {}
-    return body if isinstance(body, dict) else {}
 
 
 def _complains(body: dict[str, Any]) -> bool:

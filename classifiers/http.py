@@ -10,7 +10,7 @@ import ssl
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx
 
@@ -181,6 +181,15 @@ def retry_after(response: httpx.Response) -> float | None:
     """
     now = parse_date(response.headers.get("date", ""))
     return parse_retry_after(response.headers.get("retry-after"), now=now)
+
+
+def body_of(response: httpx.Response) -> dict[str, Any]:
+    """Return the JSON object in an answer, an empty one if it holds none."""
+    try:
+        body = response.json()
+    except (ValueError, RecursionError):  # not JSON, not text, cut short, or nested without end
+        return {}
+    return body if isinstance(body, dict) else {}
 
 
 def plain_text(text: str, *, hide: tuple[str, ...] = (), limit: int = DETAIL_LIMIT) -> str:

@@ -190,7 +190,7 @@ def classify(response: httpx.Response, *, safe: bool) -> JobError | None:
     with a `code` in GENERATION_OVER speaks of the generation, any other of the question.
     """
     operation = _operation(response)
-    body = _body(response)
+    body = http.body_of(response)
     code, text = _number(body.get("code")), _word(body.get("msg"))
     if _succeeded(operation, code, response.status_code, body):
         return None
@@ -341,15 +341,6 @@ def _error(
     if meaning.kind is UserError:
         return UserError(detail, reason=meaning.reason, **facts)
     return meaning.kind(detail, **facts)
-
-
-def _body(response: httpx.Response) -> dict[str, Any]:
-    """The JSON object, or an empty one for an answer that is none."""
-    try:
-        body = response.json()
-    except (ValueError, RecursionError):  # not JSON, not text, cut short, or nested without end
-        return {}
-    return _object(body)
 
 
 def _object(value: object) -> dict[str, Any]:

@@ -135,7 +135,7 @@ _STATUS = re.compile(r"[1-9][0-9]{2}")
 
 def classify(response: httpx.Response, *, safe: bool) -> JobError | None:
     """Judge an answer; None = success, and then `result` holds something."""
-    body = _body(response)
+    body = http.body_of(response)
     if body.get("ok") is True and body.get("result") is not None:
         return None
     number, text = _number(body.get("error_code")), _word(body.get("description"))
@@ -197,15 +197,6 @@ def _foreign(response: httpx.Response, *, safe: bool) -> JobError:
 
 def _facts(response: httpx.Response, number: int) -> dict[str, Any]:
     return {"service": SERVICE, "operation": _operation(response), "code": str(number)}
-
-
-def _body(response: httpx.Response) -> dict[str, Any]:
-    """The JSON object, or an empty one for an answer that is none."""
-    try:
-        body = response.json()
-    except (ValueError, RecursionError):  # not JSON, not text, cut short, or nested without end
-        return {}
-    return body if isinstance(body, dict) else {}
 
 
 def _number(value: object) -> int | None:

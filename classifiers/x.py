@@ -143,7 +143,7 @@ def classify(response: httpx.Response, *, safe: bool) -> JobError | None:
     After a None, a renewal has an `access_token`; a page has a list `data`, or is empty, and may
     have `partial_errors`.
     """
-    operation, body = _operation(response), _body(response)
+    operation, body = _operation(response), http.body_of(response)
     if response.is_success and _succeeded(operation, body):
         return None
     problems = _problems(body)
@@ -323,15 +323,6 @@ def _reset_in(response: httpx.Response) -> float | None:
     date = http.parse_date(response.headers.get("date", ""))
     left = int(reset) - (date.timestamp() if date else time.time())
     return max(1.0, left) if -STALE <= left <= DAY else None
-
-
-def _body(response: httpx.Response) -> dict[str, Any]:
-    """The JSON object, or an empty one for an answer that is none."""
-    try:
-        body = response.json()
-    except (ValueError, RecursionError):  # not JSON, not text, cut short, or nested without end
-        return {}
-    return body if isinstance(body, dict) else {}
 
 
 def _text(value: object) -> str:

@@ -17,7 +17,8 @@ from sandbox.crawl_load import BEFORE, IN_ORDER, READERS, Reader, outcomes
 from sandbox.video_report import listed
 from sandbox.x_posts import Generation, Item, shown
 from storage import bookmarks, database
-from storage.bookmarks import REPLACEMENT, Session
+from storage.bookmarks import Session
+from storage.database import REPLACEMENT
 from storage.models import bookmarks as kept
 
 Json = Mapping[str, Any]

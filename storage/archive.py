@@ -6,7 +6,6 @@ its own rule, and `DELETE FROM archived_letters WHERE failed_at < …` needs nob
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
@@ -24,9 +23,6 @@ if TYPE_CHECKING:
     from sqlalchemy.dialects import postgresql, sqlite
 
 CHUNK = 200  # letters read at a time, a few kilobytes each
-REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-# Names come from messages of anybody; UTF-8 (half a surrogate pair) or PostgreSQL (NUL) refuses.
-_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +60,7 @@ def keep(letters: Sequence[Archived]) -> None:
 
 def get(message_id: str) -> Archived | None:
     """Return the last death of a job."""
-    return next(_all(archive.c.message_id == _storable(message_id)), None)
+    return next(_all(archive.c.message_id == database.storable(message_id)), None)
 
 
 def each(which: Which | None = None) -> Iterator[Archived]:
@@ -88,7 +84,7 @@ def _conditions(which: Which) -> Iterator[ColumnElement[bool]]:
         (archive.c.fingerprint, which.fingerprint),
     ):
         if value:
-            yield column == _storable(value)
+            yield column == database.storable(value)
     if which.since is not None:
         yield archive.c.failed_at >= which.since
     if which.until is not None:
@@ -123,8 +119,5 @@ def _keeping(dialect: str) -> postgresql.Insert | sqlite.Insert:
 
 def _row(each: Archived) -> dict[str, object]:
     names = ("message_id", "state", "task", "error_type", "fingerprint", "letter")
-    return {name: _storable(getattr(each, name)) for name in names} | {"failed_at": each.failed_at}
-
-
-def _storable(text: str) -> str:
-    return _UNSTORABLE.sub(REPLACEMENT, text)
+    texts = {name: database.storable(getattr(each, name)) for name in names}
+    return texts | {"failed_at": each.failed_at}

@@ -15,7 +15,6 @@ is open, and one job at a time works on it, inside `effects.exclusive`.
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from dataclasses import dataclass, fields
 from functools import cache, partial
@@ -43,9 +42,6 @@ Put: TypeAlias = "Callable[[Connection, str, str, Sequence[Bookmark]], list[Skip
 
 OPEN = ("running", "cancelling")
 NOBODY = ""  # whose crawl it was to be that was cancelled before it began
-REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-# JSON has them, UTF-8 (half a surrogate pair) or PostgreSQL (NUL) has not.
-_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -544,7 +540,7 @@ def _stamps() -> dict[str, Any]:
 
 
 def _storable(text: str | None) -> str | None:
-    return None if text is None else _UNSTORABLE.sub(REPLACEMENT, text)
+    return None if text is None else database.storable(text)
 
 
 def _as_json(raw: Any) -> Any:

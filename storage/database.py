@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import time
 from collections import deque
 from contextlib import contextmanager, nullcontext
@@ -33,7 +34,11 @@ if TYPE_CHECKING:
 PATIENCE = 10.0  # s a statement may take, waits for locks included: a thread cannot be killed
 RESTED = 1.0  # s after which a connection may be dead without our knowing
 BEGIN = "BEGIN IMMEDIATE"
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 CONNECTIONS = 16  # per process; five processes fit into PostgreSQL's default of 100
+
+# UTF-8 (half a surrogate pair) or PostgreSQL (NUL) has them not.
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
 
 class now(FunctionElement[datetime]):  # noqa: N801  # reads as the SQL function it is
@@ -250,6 +255,11 @@ def transaction() -> Iterator[Connection]:
 def insert(table: Table, dialect: str) -> postgresql.Insert | sqlite.Insert:
     """An INSERT that knows ON CONFLICT."""
     return sqlite.insert(table) if dialect == "sqlite" else postgresql.insert(table)
+
+
+def storable(text: str) -> str:
+    """Return *text* as every database takes it: JSON has NUL and half surrogate pairs, too."""
+    return _UNSTORABLE.sub(REPLACEMENT, text)
 
 
 def _is_sqlite(an_engine: Engine) -> bool:

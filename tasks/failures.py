@@ -195,6 +195,7 @@ def bury_poison(queue: str, raw: bytes) -> None:
     )
     if not bury(dead):
         raise OSError("the job stays where it is until its letter can be written")
+    logger.critical("%s[%s] %s", dead.message_body.task, job_id, error.detail)
     if settings().keep_results:
         app.backend.mark_as_failure(job_id, error)
 

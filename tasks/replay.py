@@ -29,7 +29,7 @@ Outcome = dict[str, Any]
 OURS = ("accepted_at",)  # headers that survive; what was spent and waited starts afresh
 CHUNK = 25  # letters between two looks at whether the run goes on
 AHEAD = 5.0  # s of the upstream's budget that may be sent before their time: no thread idles
-CLOSED_BY_HAND = frozenset({"paused", "held", "open"})  # gates that let nothing through now
+SHUT = frozenset({"paused", "held", "open"})  # gates that let nothing through now
 UNHURRIED = 0.01  # s between jobs that call no upstream
 UNHEARD = 3600.0  # s; longer than any run of a job, and than what a queue usually takes
 
@@ -168,7 +168,7 @@ def within_pace(run: Run, letters: Iterable[Letter]) -> tuple[int, float]:
     paced_until, count = max(now, run.paced_until), 0
     for letter in letters:
         door = doors.get(letter.original_queue)
-        shut = door is not None and door.state in CLOSED_BY_HAND
+        shut = door is not None and door.state in SHUT
         if shut or paced_until - now >= AHEAD:
             break
         service = config.get(letter.original_queue)

@@ -28,12 +28,14 @@ from admin.cli.common import (
     print_json,
     print_rows,
     rows_of,
+    the_database,
     who,
 )
 from admin.cli.letter_files import bring_in, export
 from admin.cli.picking import COLUMNS, chosen, confirm, future, letter, pick
 from admin.cli.replays import ramps, replay
-from reliability.dead_letters import STATES, Filter, dead_letters
+from reliability.dead_letters import STATES, Filter, Letter, dead_letters
+from storage import archive
 from tasks.dry_run import amended, objection
 from tasks.replay import send_again
 
@@ -67,8 +69,8 @@ def dlq_ls(as_json: bool, limit: int | None, state: str, which: Filter) -> None:
 @as_json
 @guarded
 def dlq_show(message_id: str, as_json: bool) -> None:
-    """Show one letter whole: what it was, why it died, what was tried."""
-    row = view.letter_row(letter(message_id))
+    """Show one letter whole, also one in the archive: what it was, why it died, what was tried."""
+    row = view.letter_row(dead_letters().get(message_id) or archived(message_id))
     if as_json:
         print_json(row)
         return
@@ -86,6 +88,15 @@ def dlq_show(message_id: str, as_json: bool) -> None:
         out.print(f"  {edit['at']}  edited by {edit['by']}", markup=False)
         out.print(difference(edit["before"], edit["after"]), markup=False, highlight=False)
     out.print(row["traceback"], markup=False, highlight=False)
+
+
+def archived(message_id: str) -> Letter:
+    """Return a letter that Redis keeps no longer. Ends the command if there is none."""
+    with the_database():
+        kept = archive.get(message_id)
+    if kept is None:
+        raise click.ClickException(f"no dead letter has the id {message_id}")
+    return Letter.from_json(kept.letter)
 
 
 @dlq.command("discard")
@@ -149,7 +160,10 @@ def dlq_edit(
         click.confirm("Change it so?", abort=True)
     if not dead_letters().amend(message_id, after, who()):
         raise click.ClickException("somebody else has changed or settled it in this moment")
-    if send and not send_again(letter(message_id), by=who()):
+    changed = letter(message_id)
+    if against := objection(changed):  # what is a secret of ours was not written down
+        raise click.ClickException(f"it is changed, but cannot be sent: {against}")
+    if send and not send_again(changed, by=who()):
         raise click.ClickException("it is changed, but somebody else has settled it")
     click.echo(f"{message_id} is changed" + (" and sent again" if send else ""))
 

@@ -24,7 +24,7 @@ from reliability.replays import Run, note_end, replays
 from storage import credits, effects, videos
 from storage.upgrade import upgrade
 from storage.videos import Order
-from tasks import replay
+from tasks import replay, retention
 from tasks.dry_run import dry_run
 from tasks.failures import bury
 
@@ -375,6 +375,28 @@ def test_an_edit_that_the_task_could_not_work_with_is_refused(broker):
     assert code == 1
     assert "amount" in output
     assert dead_letters().get("j1").edits == ()
+    assert queued(broker) == []
+
+
+def test_a_letter_that_was_archived_is_shown_all_the_same():
+    retention.keep([died()])
+    for key in connection.redis().scan_iter("perennial:dead:*"):
+        connection.redis().delete(key)
+    code, output = cli("show", "j1")
+
+    assert code == 0
+    assert DOWN in output
+    assert "A sofa" in output
+
+
+def test_an_edit_to_a_secret_of_ours_says_that_it_cannot_be_sent(broker, monkeypatch):
+    monkeypatch.setenv("ADMIN_TOKEN", "s3cr3t-t0ken")
+    _forget()
+    died()
+    code, output = cli("edit", "j1", "--set", "title=s3cr3t-t0ken", "--yes", "--replay")
+
+    assert code == 1
+    assert "held a secret" in output
     assert queued(broker) == []
 
 
