@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
+from config.history import History
 from config.services import Service, services
 from config.settings import settings
-from reliability import gate
-from reliability.connection import redis
+from reliability import gate, quarantine
+from reliability.causes import Verdict
+from reliability.connection import redis, redis_bytes
 from reliability.dead_letters import Group, Letter
 from reliability.gate import Gate, GateState
 from reliability.holds import Hold
 from reliability.holds import holds as held_back
 from reliability.parking import Parked, parking
+from reliability.quarantine import Suspect
 from reliability.replays import Run
+from storage import effects
 
 # What usually helps, by the kind of failure; the group's page says it in the operator's words.
 EXPLANATIONS = {
@@ -65,12 +70,50 @@ def gate_row(state: GateState) -> dict[str, Any]:
     return asdict(state) | {"retry_at": _iso(state.retry_at), "since": _iso(state.since)}
 
 
+def suspects() -> Iterator[dict[str, Any]]:
+    """Return the jobs that wait to be run alone, and the one that is, like parked ones.
+
+    Nobody knows when they come: one after the other.
+    """
+    prefix, queues = settings().redis_stream_prefix, settings().queues
+    return map(suspect_row, quarantine.suspects(redis_bytes(), queues, prefix=prefix))
+
+
+def suspect_row(job: Suspect) -> dict[str, Any]:
+    """Return one job under suspicion as a parked one is told of; its *state* is `suspect`."""
+    now = "it is being run alone" if job.running else "it waits to be run alone"
+    history = History.from_headers(job.headers)
+    return {
+        "message_id": job.message_id,
+        "task": job.task,
+        "state": "suspect",
+        "args": job.args,
+        "kwargs": job.kwargs,
+        "reason": "Suspect",
+        "service": "",
+        "detail": f"{job.deaths} workers have died with it; {now}",
+        "queue": job.queue,
+        "since": None,
+        "due": None,
+        "attempts": history.attempts,
+        "history": list(history.entries),
+    }
+
+
 def parked_row(job: Parked) -> dict[str, Any]:
-    """Return one parked job with its times as ISO 8601."""
-    row = asdict(job)
+    """Return one parked job with its times as ISO 8601; its *state* is `parked`."""
+    row = asdict(job) | {"state": "parked"}
     for name in ("accepted_at", "since", "due"):
         row[name] = _iso(_utc(row[name]))
     return row
+
+
+def effect_row(row: effects.Row) -> dict[str, Any]:
+    """Return one effect as it is written down, with its times as ISO 8601."""
+    return {
+        name: value.isoformat(timespec="seconds") if isinstance(value, datetime) else value
+        for name, value in asdict(row).items()
+    }
 
 
 def holds() -> list[dict[str, Any]]:
@@ -103,9 +146,13 @@ def group_row(group: Group) -> dict[str, Any]:
     """Return one group of letters with its explanation."""
     row = asdict(group)
     row["first_seen"], row["last_seen"] = _iso(group.first_seen), _iso(group.last_seen)
-    if group.verdict is not None:
-        row["verdict"] |= {"at": _iso(group.verdict.at), "until": _iso(group.verdict.until)}
+    row["verdict"] = None if group.verdict is None else verdict_row(group.verdict)
     return row | {"explanation": explain(group.error_type)}
+
+
+def verdict_row(verdict: Verdict) -> dict[str, Any]:
+    """Return what was said about a cause, with its times as ISO 8601."""
+    return asdict(verdict) | {"at": _iso(verdict.at), "until": _iso(verdict.until)}
 
 
 def run_row(run: Run) -> dict[str, Any]:

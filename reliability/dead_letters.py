@@ -120,6 +120,15 @@ class Letter:
     edits: tuple[Edit, ...] = ()
 
     @property
+    def run(self) -> int:
+        """How often the job had been sent again when it died, as it says itself.
+
+        Less than *replays* where the application has sent the job anew under its old id.
+        """
+        count = self.headers.get("replays")
+        return count if isinstance(count, int) else 0
+
+    @property
     def replayable(self) -> bool:
         """Whether the job can be sent again just as it was: known, readable, nothing hidden."""
         whole = not self.raw and HIDDEN not in as_json(self.message_body)
@@ -289,6 +298,10 @@ class DeadLetters:
         """
         return self._changed("compensate", message_id, state, "" if of is None else str(of))
 
+    def put_off(self, message_id: str) -> bool:
+        """Have a compensation that is owed looked at again in an hour. False if none is."""
+        return self._changed("put_off", message_id)
+
     def amend(
         self,
         message_id: str,
@@ -430,26 +443,12 @@ class DeadLetters:
 
         Without a *limit* that is every cause.
         """
-        biggest = self._biggest(state, limit)
-        names = [fingerprint for fingerprint, _ in biggest]
-        ends = self._ends(names, _states(state))
-        newest = {x.fingerprint: x for x in self._read(last[0] for _, last in ends.values())}
-        verdicts = self._verdicts(names)
-        return [
-            Group(
-                fingerprint=fingerprint,
-                count=int(count),
-                first_seen=datetime.fromtimestamp(ends[fingerprint][0][1], UTC),
-                last_seen=datetime.fromtimestamp(ends[fingerprint][1][1], UTC),
-                task=newest[fingerprint].message_body.task,
-                error_type=newest[fingerprint].error_type,
-                example_id=newest[fingerprint].message_id,
-                example=newest[fingerprint].error_message,
-                verdict=verdicts[fingerprint],
-            )
-            for fingerprint, count in biggest
-            if fingerprint in newest
-        ]
+        return self._groups(self._biggest(state, limit), state)
+
+    def group(self, fingerprint: str, *, state: str = "open") -> Group | None:
+        """Return one cause, as `groups` does; None if it has no letter in that state."""
+        count = self.count(Filter(state, fingerprint=fingerprint))
+        return next(iter(self._groups([(fingerprint, count)], state)), None)
 
     def open_by_task(self) -> dict[str, int]:
         """Count open letters by task; a task whose letters are all settled counts 0."""
@@ -464,13 +463,18 @@ class DeadLetters:
     def owed(self, *, limit: int = 100) -> list[str]:
         """Return the ids of letters whose compensation has to be sent, the oldest debt first.
 
-        That is one never sent, or sent an hour ago and not confirmed since.
+        That is one never sent, or sent or put off an hour ago and not confirmed since.
         """
         seconds, _ = self._client.time()
         owed: list[str] = self._client.zrange(
             self._base + "owed", "-inf", seconds, byscore=True, offset=0, num=limit
         )
         return owed
+
+    def owed_count(self) -> int:
+        """Count the compensations that are not confirmed, those under way included."""
+        count: int = self._client.zcard(self._base + "owed")
+        return count
 
     # The inside
 
@@ -628,6 +632,28 @@ class DeadLetters:
             biggest = self._client.zunion(names, withscores=True)[::-1][:limit]
         return list(biggest)
 
+    def _groups(self, biggest: list[tuple[str, float]], state: str) -> list[Group]:
+        """Return causes, each with its number of letters in *state*, as groups."""
+        names = [fingerprint for fingerprint, _ in biggest]
+        ends = self._ends(names, _states(state))
+        newest = {x.fingerprint: x for x in self._read(last[0] for _, last in ends.values())}
+        verdicts = self._verdicts(names)
+        return [
+            Group(
+                fingerprint=fingerprint,
+                count=int(count),
+                first_seen=datetime.fromtimestamp(ends[fingerprint][0][1], UTC),
+                last_seen=datetime.fromtimestamp(ends[fingerprint][1][1], UTC),
+                task=newest[fingerprint].message_body.task,
+                error_type=newest[fingerprint].error_type,
+                example_id=newest[fingerprint].message_id,
+                example=newest[fingerprint].error_message,
+                verdict=verdicts[fingerprint],
+            )
+            for fingerprint, count in biggest
+            if fingerprint in newest
+        ]
+
     def _ends(
         self, fingerprints: list[str], states: tuple[str, ...]
     ) -> dict[str, tuple[tuple[str, float], tuple[str, float]]]:
@@ -694,6 +720,7 @@ def _burial(letter: Letter) -> tuple[str, ...]:
         letter.compensation.state,
         letter.release,
         as_json(letter.edits) if letter.edits else "",
+        str(letter.run),
     )
 
 

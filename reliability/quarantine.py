@@ -9,7 +9,7 @@ time. The innocent ones finish. One that dies again has done it: it is a poison 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 from kombu.message import Message
@@ -35,6 +35,9 @@ class Suspect:
     queue: str
     deaths: int
     running: bool = False
+    headers: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    args: Any = field(default=(), compare=False)
+    kwargs: Any = field(default_factory=dict, compare=False)
 
 
 def deaths(properties: Mapping[str, Any]) -> int:
@@ -70,6 +73,21 @@ def suspects(client: Redis, queues: Iterable[str], *, prefix: str = "") -> Itera
             yield _suspect(loads(raw), queue)
 
 
+def counts(client: Redis, queues: Iterable[str], *, prefix: str = "") -> dict[str, int]:
+    """Count the suspects of each of *queues*, the one that is being run included.
+
+    *client* answers in bytes.
+    """
+    names = list(queues)
+    with client.pipeline(transaction=False) as look:
+        for queue in names:
+            look.llen(f"{prefix}{keys.quarantine(queue)}")
+        found = dict(zip(names, cast("list[int]", look.execute()), strict=True))
+    for suspect in suspects(client, (), prefix=prefix):
+        found[suspect.queue] = found.get(suspect.queue, 0) + 1
+    return found
+
+
 def drain(client: Redis, bury: Callable[[str, bytes], object], *, prefix: str = "") -> int:
     """Give (queue, message) of each poison pill to *bury*, and forget it after.
 
@@ -100,4 +118,17 @@ def opened(raw: bytes) -> tuple[Message, int]:
 def _suspect(message: Mapping[str, Any], queue: str, *, running: bool = False) -> Suspect:
     headers, properties = message["headers"], message["properties"]
     job = str(headers.get("id") or properties["delivery_tag"])
-    return Suspect(job, str(headers.get("task") or ""), queue, deaths(properties), running)
+    args, kwargs = _call_in(message)
+    task = str(headers.get("task") or "")
+    return Suspect(job, task, queue, deaths(properties), running, headers, args, kwargs)
+
+
+def _call_in(message: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Return (args, kwargs) of a message; what cannot be read is shown as it is."""
+    body = message["body"]
+    try:
+        encoded = message["properties"].get("body_encoding") == "base64"
+        args, kwargs, _ = loads(Base64().decode(body) if encoded else body)
+    except (ValueError, TypeError):
+        return [body], {}
+    return args, kwargs

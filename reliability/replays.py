@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from functools import lru_cache
+from random import sample
 from typing import Any, Self, cast
 from uuid import uuid4
 
@@ -70,7 +71,8 @@ class Run:
     *begun_at*. *state* is running, done, stopped (by itself, see *why*) or cancelled. *sent* counts
     jobs, *ended* those of them that are over, *died* the dead among these, *returned* those that
     died of what they had died of before, *passed_over* the letters it could not send, *unheard*
-    the jobs it has lost sight of. *step* is the place in `STEPS`; beyond them it goes on by pace,
+    the jobs it has lost sight of. *waits* says what keeps it from going on, where that is a gate or
+    a person. *step* is the place in `STEPS`; beyond them it goes on by pace,
     up to *paced_until*. *causes* counts the dead by fingerprint.
     """
 
@@ -81,6 +83,7 @@ class Run:
     ids: tuple[str, ...] = ()
     state: str = "running"
     why: str = ""
+    waits: str = ""
     over_at: datetime | None = None
     sent: int = 0
     ended: int = 0
@@ -135,6 +138,7 @@ class Run:
             ids=tuple(json.loads(stored["ids"])),
             state=stored["state"],
             why=stored.get("why", ""),
+            waits=stored.get("waits", ""),
             over_at=_moment(float(over_at)) if over_at else None,
             under_way=under_way,
             cursor=stored.get("cursor", ""),
@@ -217,6 +221,10 @@ class Replays:
         """Note that a job was seen alive."""
         return bool(self._do("heard", run, job, f"{time.time():.3f}"))
 
+    def waits(self, run: str, for_what: str) -> bool:
+        """Say what keeps a run from going on, or that nothing does. False if it is over."""
+        return bool(self._do("waits", run, for_what))
+
     def close(self, run: str, state: str, why: str = "") -> bool:
         """Send no more. False if the run is over already."""
         return bool(self._do("close", run, state, why))
@@ -233,13 +241,20 @@ class Replays:
         """Go through the runs of the last month, newest first."""
         yield from self._read(self._client.zrevrange(self._base + "all", 0, -1))
 
-    def silent(self, run: str, seconds: float) -> list[Sent]:
-        """Return jobs that nobody has heard of for so long, up to `LOOKED_AFTER`, longest first."""
-        before = time.time() - seconds
+    def under_way(self, run: str) -> list[Sent]:
+        """Return the jobs under way, the one that nobody has heard of for longest first."""
         told = self._client.hgetall(f"{self._base}{run}:jobs")
-        jobs = [Sent(job, **json.loads(facts)) for job, facts in told.items()]
-        silent = sorted((job for job in jobs if job.heard_at < before), key=lambda j: j.heard_at)
-        return silent[:LOOKED_AFTER]
+        jobs = (Sent(job, **json.loads(facts)) for job, facts in told.items())
+        return sorted(jobs, key=lambda job: job.heard_at)
+
+    def silent(self, run: str, seconds: float) -> list[Sent]:
+        """Return jobs that nobody has heard of for so long, some `LOOKED_AFTER` if there are more.
+
+        Any of them: those in a long queue stay silent, and must not hide one that has ended.
+        """
+        before = time.time() - seconds
+        silent = [job for job in self.under_way(run) if job.heard_at < before]
+        return sample(silent, LOOKED_AFTER) if len(silent) > LOOKED_AFTER else silent
 
     def _do(self, action: str, run: str, *facts: str | float) -> Any:
         return self._change(keys=[self._base], args=[action, run, *facts])

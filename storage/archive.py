@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
-from sqlalchemy import func, select, tuple_
+from sqlalchemy import select, tuple_
 
 from storage import database
 from storage.models import archived_letters as archive
@@ -66,13 +66,6 @@ def get(message_id: str) -> Archived | None:
 def each(which: Which | None = None) -> Iterator[Archived]:
     """Go through letters, newest first, a few hundred in memory at a time."""
     return _all(*_conditions(which or Which()))
-
-
-def count(which: Which | None = None) -> int:
-    """Count letters."""
-    statement = select(func.count()).select_from(archive).where(*_conditions(which or Which()))
-    with database.read() as connection:
-        return connection.execute(statement).scalar_one()
 
 
 def _conditions(which: Which) -> Iterator[ColumnElement[bool]]:

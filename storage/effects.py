@@ -41,6 +41,7 @@ from sqlalchemy import (
     null,
     or_,
     select,
+    tuple_,
     update,
 )
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
@@ -57,7 +58,7 @@ from classifiers.errors import (
     Waiting,
 )
 from storage import database
-from storage.models import effects, leases
+from storage.models import EFFECT_OPEN, effects, leases
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -79,6 +80,7 @@ _NOTHING_HAPPENED = (Retryable, Waiting, Permanent, Fatal)
 # seconds, and the answer we hold then exists nowhere else.
 _PAUSES = (0.0, 0.5, 2.0, 5.0)
 _LONGEST_ERROR = 1000  # characters; enough for one sentence for people
+_CHUNK = 200  # rows read at a time
 
 _log = logging.getLogger(__name__)
 
@@ -172,6 +174,26 @@ def get(key: str) -> Row | None:
     return None if row is None else Row(**row._mapping)  # noqa: SLF001  # public, despite its name
 
 
+def in_doubt(kind: str = "") -> Iterator[Row]:
+    """Go through the effects that nobody is at and that may have happened, the oldest first.
+
+    *kind* is what their keys begin with, such as `bitrix.deal`.
+    """
+    place = (effects.c.updated_at, effects.c.key)
+    statement = select(effects).where(EFFECT_OPEN, _past(effects.c.lease_until))
+    statement = statement.order_by(*place).limit(_CHUNK)
+    if kind:
+        statement = statement.where(effects.c.key.startswith(f"{kind}:", autoescape=True))
+    rest = statement
+    while True:
+        with database.read() as connection:
+            found = [Row(**row) for row in connection.execute(rest).mappings()]
+        yield from found
+        if len(found) < _CHUNK:
+            return
+        rest = statement.where(tuple_(*place) > (found[-1].updated_at, found[-1].key))
+
+
 def find_out(key: str, find: Find | None, *, owner: str, lease: float) -> Result | None:
     """What became of an effect, for those who would take it back: its result, None if nothing.
 
@@ -195,10 +217,12 @@ def find_out(key: str, find: Find | None, *, owner: str, lease: float) -> Result
     return None if held else _stored(key).result
 
 
-def settle(key: str, result: Result | None = None, *, record: Record | None = None) -> bool:
+def settle(
+    key: str, result: Result | None = None, *, record: Record | None = None, said: str = ""
+) -> bool:
     """Write down a person's decision on an effect in doubt: it happened so, or (None) it did not.
 
-    False if nothing is in doubt.
+    *said* is by whom and why; it is kept where the error was. False if nothing is in doubt.
 
     Raises:
         Pending: a run is at it; or, for a "did not", the last call may still take effect.
@@ -214,6 +238,8 @@ def settle(key: str, result: Result | None = None, *, record: Record | None = No
             statement = statement.where(over).values(state="undone")
         else:
             statement = statement.values(state="done", result=_as_json(result))
+        if said:
+            statement = statement.values(error=database.storable(said)[:_LONGEST_ERROR])
         settled = connection.execute(statement.values(**_at_rest())).rowcount
         if settled and result is not None and record is not None:
             record(connection, _as_json(result))

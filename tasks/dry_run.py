@@ -109,7 +109,13 @@ def _at_the_gate(
         return "", ""
     if door.state == OPEN:
         return door.state, ""
-    return door.state, f"it would wait: the gate of {door.service} is {door.state}"
+    return door.state, f"it would wait: {shut(door.service, door.state)}"
+
+
+def shut(service: str, state: str) -> str:
+    """Say why no call gets through a gate; that a breaker is open would sound like the opposite."""
+    down = state in {"open", "half_open"}
+    return f"{service} is unreachable" if down else f"the gate of {service} is {state}"
 
 
 def _effect(task: Operation, dead: Letter, payload: Mapping[str, Any]) -> str:

@@ -212,6 +212,10 @@ class Payload:
         """Return the arguments as a monitor may show them: ids and times, no person's words."""
         return repr({name: kwargs[name] if name in self._open else HIDDEN for name in kwargs})
 
+    def private(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arguments that `shown` hides."""
+        return {name: kwargs[name] for name in kwargs if name not in self._open}
+
     def _checked(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> BaseModel:
         try:
             bound = self.signature.bind_partial(*args, **kwargs).arguments if args else kwargs

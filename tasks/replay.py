@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from celery.states import READY_STATES
+from celery.states import FAILURE, READY_STATES
 
 from classifiers.errors import NotFound, Pending
 from config.services import scaled, services
@@ -17,11 +17,11 @@ from reliability import gate
 from reliability.connection import redis
 from reliability.dead_letters import Filter, Letter, Page, dead_letters
 from reliability.parking import parking
-from reliability.replays import HEADER, SILENT, Run, Sent, driver_of, replays
+from reliability.replays import HEADER, SILENT, UNKNOWN, Run, Sent, driver_of, replays
 from tasks import app, operation
 from tasks.base import progress
-from tasks.compensation import operation_named
-from tasks.dry_run import objection
+from tasks.compensation import operation_named, queue_of
+from tasks.dry_run import objection, shut
 from tasks.payloads import HIDDEN, VERSION, Id
 
 Outcome = dict[str, Any]
@@ -58,7 +58,7 @@ def send_again(dead: Letter, *, by: str = "", run: str = "") -> bool:
         kwargs=dict(dead.message_body.kwargs),
         task_id=dead.message_id,
         root_id=dead.metadata.trace_id or None,
-        queue=dead.original_queue or None,
+        queue=queue_of(dead.original_queue),
         priority=task.priority if task else None,
         argsrepr=HIDDEN,
         kwargsrepr=shown,
@@ -87,6 +87,25 @@ def drive(run: str) -> None:
     ramp.apply_async(kwargs={"run": run}, task_id=driver_of(run))
 
 
+def drive_what_stands_still() -> int:
+    """Send a driver to each run that has lost its own, as in a crash; return how many.
+
+    Not where that has died: why is in its letter, and a person goes on from there.
+    """
+    alone = [run for run in replays().each() if run.is_running and not has_a_driver(run)]
+    for run in alone:
+        drive(run.id)
+    return len(alone)
+
+
+def has_a_driver(run: Run) -> bool:
+    """Whether its driver waits for its next look, as it nearly always does, or is dead."""
+    if parking().get(run.driver) is not None:
+        return True
+    dead = dead_letters().get(run.driver)
+    return dead is not None and dead.state == "open"
+
+
 @operation(name="replay.ramp")
 def ramp(run: Id) -> Outcome:
     """Send what a run may send now, and come again until it is over."""
@@ -94,6 +113,7 @@ def ramp(run: Id) -> Outcome:
     look_after_the_silent(run)
     while sent_some(at(run)):
         pass
+    say_what_it_waits_for(at(run))
     now = at(run)
     if now.exhausted and not now.under_way:
         replays().close(run, "done")
@@ -161,20 +181,49 @@ def within_pace(run: Run, letters: Iterable[Letter]) -> tuple[int, float]:
     None behind a gate that lets nothing through: they would only be parked there. Where letters of
     several upstreams are mixed, they are sent as if they had one budget.
     """
-    config = {service.name: service for service in services()}
-    prefix = settings().redis_stream_prefix
-    doors = {door.service: door for door in gate.states(redis(), config.values(), prefix=prefix)}
+    config, shut = {service.name: service for service in services()}, shut_gates()
     now = time.time()
     paced_until, count = max(now, run.paced_until), 0
     for letter in letters:
-        door = doors.get(letter.original_queue)
-        shut = door is not None and door.state in SHUT
-        if shut or paced_until - now >= AHEAD:
+        if letter.original_queue in shut or paced_until - now >= AHEAD:
             break
         service = config.get(letter.original_queue)
         budget = service.rate * service.ops_per_permit if service else 1 / UNHURRIED
         paced_until, count = paced_until + 1 / budget, count + 1
     return count, paced_until
+
+
+def shut_gates() -> dict[str, str]:
+    """Return the state of each gate that lets nothing through now, by its service."""
+    prefix = settings().redis_stream_prefix
+    doors = gate.states(redis(), services(), prefix=prefix)
+    return {door.service: door.state for door in doors if door.state in SHUT}
+
+
+def say_what_it_waits_for(run: Run) -> None:
+    """Write down why a run does not go on, where somebody may do something about it."""
+    waits = parked_for(run) if run.under_way else closed_before(run)
+    if waits != run.waits:
+        replays().waits(run.id, waits)
+
+
+def closed_before(run: Run) -> str:
+    """Say which gate keeps the next job of a run from being sent, empty if none does."""
+    closed = shut_gates()
+    if not closed or run.exhausted:
+        return ""
+    queues = [letter.original_queue for letter in selected(run, 1).letters]
+    return next((shut(name, closed[name]) for name in queues if name in closed), "")
+
+
+def parked_for(run: Run) -> str:
+    """Say what the first of the jobs under way is parked for, empty if it is not.
+
+    A hold, say: the run is not hung, it goes on when that is lifted.
+    """
+    first = min(replays().under_way(run.id), key=lambda job: job.sent_at, default=None)
+    parked = parking().get(first.job) if first is not None else None
+    return "" if parked is None else f"{parked.message_id} is parked: {parked.detail}"
 
 
 # -- those of whom nothing is heard
@@ -195,14 +244,15 @@ def look_after(run: str, told: Sent) -> None:
         if not send_again(dead, by=at(run).by, run=run):
             replays().drop(run, told.job)
         replays().heard(run, told.job)
-    elif has_a_result(told.job) or (dead is not None and dead.state == "discarded"):
-        replays().ended(run, told.job)
+    elif (state := result_of(told.job)) or (dead is not None and dead.state == "discarded"):
+        replays().ended(run, told.job, UNKNOWN if state == FAILURE else "")
     elif parking().get(told.job) is not None:
         replays().heard(run, told.job)
     elif time.time() - told.heard_at > UNHEARD:
         replays().close(run, "stopped", f"nothing was heard of {told.job} for too long")
 
 
-def has_a_result(job: str) -> bool:
-    """Whether a job has ended, as far as results are kept."""
-    return settings().keep_results and app.AsyncResult(job).state in READY_STATES
+def result_of(job: str) -> str:
+    """Return the state that a job has ended in, as far as results are kept; empty if it has not."""
+    state: str = app.AsyncResult(job).state if settings().keep_results else ""
+    return state if state in READY_STATES else ""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from config.settings import settings
-from reliability.dead_letters import Letter, dead_letters
+from reliability.dead_letters import Filter, Letter, dead_letters
 from storage import archive
 from storage.archive import Archived
 
@@ -26,6 +28,15 @@ def trim() -> int:
 def keep(letters: list[Letter]) -> None:
     """Write letters to the archive."""
     archive.keep([archived(letter) for letter in letters])
+
+
+def archived_ones(which: Filter) -> Iterator[Letter]:
+    """Go through the letters that are in the archive, newest first; its texts are in no index."""
+    those = archive.Which(
+        which.state, which.task, which.error_type, which.fingerprint, which.since, which.until
+    )
+    letters = (Letter.from_json(each.letter) for each in archive.each(those))
+    return (x for x in letters if x.mentions(which.grep)) if which.grep else letters
 
 
 def archived(letter: Letter) -> Archived:

@@ -10,12 +10,14 @@ from typing import Any, ClassVar
 from celery import beat
 from celery.schedules import schedstate, schedule
 
-from reliability import slots
+from reliability import liveness, slots
 from reliability.connection import RedisError
+from tasks import heartbeat
 
 logger = logging.getLogger(__name__)
 
 MINUTE = 60.0  # s; a crontab is due by the minute
+UNHEARD = 120  # canaries of a queue that nobody came to: an hour of them
 
 
 class Slotted(beat.ScheduleEntry):
@@ -51,6 +53,21 @@ class Slotted(beat.ScheduleEntry):
         return schedstate(is_due=is_due, next=self.seconds - now % self.seconds)
 
 
+def claimed(entry: Slotted) -> bool:
+    """Whether an entry is to be sent now, and by this beat.
+
+    A queue that no worker serves keeps the canaries that nobody comes to. After `UNHEARD` of them
+    one is sent in the time of as many: thirty seconds become an hour.
+
+    Raises:
+        RedisError: Redis does not answer, or takes no writes.
+    """
+    queue, name, seconds = entry.kwargs.get("queue"), entry.name, entry.seconds
+    if queue is not None and liveness.unheard_for(queue) > UNHEARD * seconds:
+        name, seconds = f"{name}-seldom", UNHEARD * seconds
+    return slots.claim(name, int(entry.clock() // seconds), seconds)
+
+
 class Scheduler(beat.Scheduler):
     """Beat's own scheduler, in memory, that sends only what no other beat has sent."""
 
@@ -64,6 +81,11 @@ class Scheduler(beat.Scheduler):
         self.app.conf.task_send_sent_event = False
         super().setup_schedule()
 
+    def tick(self, *args: Any, **kwargs: Any) -> Any:
+        """Send what is due, and say that we do."""
+        heartbeat.beat()
+        return super().tick(*args, **kwargs)
+
     def adjust(self, n: Any, drift: float = 0.0) -> Any:
         """Wake up for a slot when it begins, where Celery would be early by ten milliseconds."""
         return super().adjust(n, drift)
@@ -71,7 +93,7 @@ class Scheduler(beat.Scheduler):
     def apply_entry(self, entry: Slotted, producer: Any = None) -> None:
         """Send what is due, if its slot is ours; what cannot be sent waits for the next slot."""
         try:
-            ours = slots.claim(entry.name, entry.slot(entry.clock()), entry.seconds)
+            ours = claimed(entry)
         except RedisError as error:
             logger.warning("%s is not sent this time: %s", entry.name, error)
             return

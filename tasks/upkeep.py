@@ -10,6 +10,7 @@ from reliability import liveness
 from tasks import operation, retention
 from tasks.base import stopping
 from tasks.compensation import send_what_is_owed
+from tasks.replay import drive_what_stands_still
 
 Outcome = dict[str, Any]
 
@@ -32,6 +33,12 @@ def compensate() -> Outcome:
         some = send_what_is_owed()
         sent += some
     return {"outcome": "sent", "compensations": sent}
+
+
+@operation(name="upkeep.ramps", recurring=True)
+def ramps() -> Outcome:
+    """Have those ramped replays go on that stand still since a crash."""
+    return {"outcome": "driven", "runs": drive_what_stands_still()}
 
 
 @operation(name="upkeep.canary", recurring=True, ignore_result=True, send_events=False)

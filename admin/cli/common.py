@@ -11,11 +11,13 @@ from contextlib import contextmanager
 from functools import wraps
 from itertools import islice
 from operator import itemgetter
+from textwrap import indent
 from typing import Any, TypeVar
 
 import click
 from kombu.exceptions import OperationalError
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from classifiers.errors import InvalidData, NotConfigured, Pending
@@ -52,6 +54,8 @@ def the_database() -> Iterator[None]:
     """Say in one sentence what is wrong with the database or refused by it."""
     try:
         yield
+    except (RedisError, OperationalError):
+        raise  # `guarded` says that it is Redis
     except (InvalidData, NotConfigured, Pending) as error:
         raise click.ClickException(error.detail) from error
     except Exception as error:
@@ -69,20 +73,22 @@ def plain(*names: str) -> Columns:
 
 def rows_of(
     items: Iterable[Any], limit: int | None, as_json: bool, row: Callable[[Any], dict[str, Any]]
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     most = limit if limit is not None or as_json else SHOWN
-    return [row(item) for item in islice(items, most)]
+    return map(row, islice(items, most))
 
 
 def print_rows(
-    rows: list[dict[str, Any]],
+    rows: Iterable[dict[str, Any]],
     columns: Columns,
     as_json: bool,
     nothing: str,
 ) -> None:
+    """Print a table, or an array of JSON, one row after the other: there may be a million."""
     if as_json:
-        print_json(rows)
+        print_array(rows)
         return
+    rows = list(rows)
     if not rows:
         click.echo(nothing)
         return
@@ -92,7 +98,8 @@ def print_rows(
         table.add_column(name, overflow="fold" if wordy else "ellipsis", no_wrap=not wordy)
     for row in rows:
         cells = (cell(row) for cell in columns.values())
-        table.add_row(*("" if cell is None else str(cell) for cell in cells))
+        # What upstreams and people have written is no markup.
+        table.add_row(*("" if cell is None else escape(str(cell)) for cell in cells))
     console().print(table)
 
 
@@ -102,7 +109,19 @@ def console() -> Console:
 
 
 def print_json(value: Any) -> None:
-    click.echo(json.dumps(value, ensure_ascii=False, indent=2, default=str))
+    click.echo(_as_json(value))
+
+
+def print_array(values: Iterable[Any]) -> None:
+    before = "["
+    for value in values:
+        click.echo(f"{before}\n{indent(_as_json(value), '  ')}", nl=False)
+        before = ","
+    click.echo("[]" if before == "[" else "\n]")
+
+
+def _as_json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=2, default=str)
 
 
 def clock(at: float) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from dataclasses import replace
 from datetime import datetime
@@ -12,8 +12,9 @@ from operator import itemgetter
 from typing import IO, Any
 
 import click
+from rich.console import Console
 
-from admin import view
+from admin import repair, view
 from admin.cli.common import (
     SHOWN,
     Columns,
@@ -36,6 +37,8 @@ from admin.cli.picking import COLUMNS, chosen, confirm, future, letter, pick
 from admin.cli.replays import ramps, replay
 from reliability.dead_letters import STATES, Filter, Letter, dead_letters
 from storage import archive
+from tasks import retention
+from tasks.base import END_OF_TIME
 from tasks.dry_run import amended, objection
 from tasks.replay import send_again
 
@@ -54,12 +57,21 @@ in_state = click.option("--state", type=click.Choice([*STATES, "all"]), default=
 @dlq.command("ls")
 @chosen
 @in_state
+@click.option("--archived", is_flag=True, help="Those that were moved to the archive, in SQL.")
 @limited
 @as_json
 @guarded
-def dlq_ls(as_json: bool, limit: int | None, state: str, which: Filter) -> None:
+def dlq_ls(as_json: bool, limit: int | None, state: str, archived: bool, which: Filter) -> None:
     """List the letters, newest first."""
-    letters = dead_letters().each(replace(which, state=state))
+    which = replace(which, state=state)
+    if not archived:
+        _list(dead_letters().each(which), limit, as_json=as_json)
+        return
+    with the_database():
+        _list(retention.archived_ones(which), limit, as_json=as_json)
+
+
+def _list(letters: Iterable[Letter], limit: int | None, *, as_json: bool) -> None:
     rows = rows_of(letters, limit, as_json, view.letter_row)
     print_rows(rows, COLUMNS, as_json, "no dead letters")
 
@@ -70,27 +82,41 @@ def dlq_ls(as_json: bool, limit: int | None, state: str, which: Filter) -> None:
 @guarded
 def dlq_show(message_id: str, as_json: bool) -> None:
     """Show one letter whole, also one in the archive: what it was, why it died, what was tried."""
-    row = view.letter_row(dead_letters().get(message_id) or archived(message_id))
+    row = view.letter_row(dead_letters().get(message_id) or from_archive(message_id))
     if as_json:
         print_json(row)
         return
     out = console()
-    for name in ("message_id", "state", "error_type", "error_message", "explanation"):
-        out.print(f"[bold]{name}[/]  ", end="")
-        out.print(str(row[name]), markup=False)
+    for name in ("message_id", "state", "note", "error_type", "error_message", "explanation"):
+        tell(out, name, row[name])
+    tell(out, "fingerprint", row["fingerprint"])
+    owed = row["compensation"]["state"]
+    tell(out, "compensation", "" if owed == "none" else owed)
     out.print_json(json.dumps({"call": row["message_body"], "metadata": row["metadata"]}))
     for entry in row["history"]:
-        out.print(
-            f"  {clock(entry['at'])}  {entry['action']:<12} {entry['error']}: {entry['detail']}",
-            markup=False,
-        )
+        out.print(f"  {attempt(entry)}", markup=False)
     for edit in row["edits"]:
         out.print(f"  {edit['at']}  edited by {edit['by']}", markup=False)
         out.print(difference(edit["before"], edit["after"]), markup=False, highlight=False)
     out.print(row["traceback"], markup=False, highlight=False)
 
 
-def archived(message_id: str) -> Letter:
+def tell(out: Console, name: str, value: str) -> None:
+    """Print what is known of a letter under its name."""
+    if value:
+        out.print(f"[bold]{name}[/]  ", end="")
+        out.print(value, markup=False)
+
+
+def attempt(entry: Mapping[str, Any]) -> str:
+    """Return one line of a job's history, which may have come from anywhere."""
+    at = entry.get("at")
+    when = clock(at) if isinstance(at, int | float) and 0 < at < END_OF_TIME else "some time"
+    said = (str(entry.get(name, "?")) for name in ("action", "error", "detail"))
+    return "{}  {:<12} {}: {}".format(when, *said)
+
+
+def from_archive(message_id: str) -> Letter:
     """Return a letter that Redis keeps no longer. Ends the command if there is none."""
     with the_database():
         kept = archive.get(message_id)
@@ -158,11 +184,10 @@ def dlq_edit(
     click.echo(difference(before, after))
     if not yes:
         click.confirm("Change it so?", abort=True)
-    if not dead_letters().amend(message_id, after, who()):
-        raise click.ClickException("somebody else has changed or settled it in this moment")
-    changed = letter(message_id)
-    if against := objection(changed):  # what is a secret of ours was not written down
-        raise click.ClickException(f"it is changed, but cannot be sent: {against}")
+    try:
+        changed = repair.edit(dead, after, who())
+    except repair.Refused as refusal:
+        raise click.ClickException(str(refusal)) from refusal
     if send and not send_again(changed, by=who()):
         raise click.ClickException("it is changed, but somebody else has settled it")
     click.echo(f"{message_id} is changed" + (" and sent again" if send else ""))
@@ -181,8 +206,9 @@ def edited(
         inner[name] = _value(value)
     for path in unset:
         inner, name = _place(after, path)
-        if inner.pop(name, None) is None:
+        if name not in inner:
             raise click.UsageError(f"there is no {path} to leave out")
+        del inner[name]
     return after
 
 
@@ -280,6 +306,20 @@ def dlq_fixed(fingerprint: str, version: str, note: str) -> None:
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     click.echo(f"{fingerprint} is fixed in {version}")
+
+
+@dlq.command("verdicts")
+@as_json
+@guarded
+def dlq_verdicts(as_json: bool) -> None:
+    """List what was said about groups; of one that is ignored no letter is open."""
+    columns = plain("fingerprint", "state", "version", "regression", "by", "at", "until", "note")
+    rows = [
+        {"fingerprint": fingerprint} | view.verdict_row(verdict)
+        for fingerprint, verdict in dead_letters().verdicts().items()
+    ]
+    rows.sort(key=itemgetter("at"))
+    print_rows(rows, columns, as_json, "nothing was said about any group")
 
 
 @dlq.command("unsay")

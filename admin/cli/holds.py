@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Mapping
 from datetime import datetime
@@ -11,13 +10,12 @@ import click
 
 from admin import view
 from admin.cli.common import as_json, guarded, plain, print_json, print_rows, who
+from admin.cli.picking import future
 from config.settings import settings
 from reliability.holds import SETTLED, holds
 from tasks import app
 from tasks.base import Operation
 from tasks.compensation import operation_named
-
-UNITS = {"m": 60.0, "h": 3_600.0, "d": 86_400.0}
 
 
 @click.group()
@@ -37,21 +35,6 @@ def hold_ls(as_json: bool) -> None:
     columns |= {"where": lambda row: " ".join(f"{k}={v}" for k, v in row["where"].items())}
     columns |= plain("jobs", "by", "at", "until", "note")
     print_rows(view.holds(), columns, as_json, "nothing is held")
-
-
-def _until(_: click.Context, __: click.Parameter, given: str | None) -> float | None:
-    """Return unix seconds; a time without an offset is this machine's."""
-    if given is None:
-        return None
-    if spell := re.fullmatch(r"(\d{1,6})([mhd])", given):
-        return time.time() + int(spell[1]) * UNITS[spell[2]]
-    try:
-        until = datetime.fromisoformat(given).timestamp()
-    except (ValueError, OverflowError) as error:
-        raise click.BadParameter("write 30m, 2h, 1d or a time of ISO 8601") from error
-    if until <= time.time():
-        raise click.BadParameter(f"{given} is over already")
-    return until
 
 
 def _task(_: click.Context, __: click.Parameter, name: str) -> str:
@@ -89,11 +72,16 @@ def _pairs(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> dic
     help="Only jobs in the queue of this upstream; a whole one is held by `gate pause`.",
 )
 @click.option("--note", required=True, help="Why; shown to everybody who looks.")
-@click.option("--until", callback=_until, help="Lift it by itself: in 30m, 2h, 1d, or at a time.")
+@click.option("--until", callback=future, help="Lift it by itself: in 30m, 2h, 1d, or at a time.")
 @as_json
 @guarded
 def hold_add(
-    task: str, where: dict[str, str], service: str, note: str, until: float | None, as_json: bool
+    task: str,
+    where: dict[str, str],
+    service: str,
+    note: str,
+    until: datetime | None,
+    as_json: bool,
 ) -> None:
     """Hold jobs back: they are parked before they do anything, and spend no attempt.
 
@@ -104,7 +92,8 @@ def hold_add(
         whole = f"`gate pause {service}`" if service else "`gate pause SERVICE`"
         raise click.UsageError(f"say --task or --where; a whole upstream is held by {whole}")
     _refuse_unknown_arguments(task, where)
-    held = holds().add(by=who(), task=task, service=service, where=where, note=note, until=until)
+    end = None if until is None else until.timestamp()
+    held = holds().add(by=who(), task=task, service=service, where=where, note=note, until=end)
     if as_json:
         print_json(view.hold_row(held))
     else:

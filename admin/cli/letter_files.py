@@ -15,7 +15,7 @@ import click
 
 from admin.cli.common import exit_unless, guarded
 from admin.cli.picking import chosen
-from reliability.dead_letters import STATES, Filter, Letter, dead_letters
+from reliability.dead_letters import OWED, STATES, Filter, Letter, dead_letters
 
 
 @click.command("export")
@@ -67,8 +67,15 @@ def bring_in(file: IO[str]) -> None:
             counts["bad"] += 1
             click.echo(f"line {number}: {error}", err=True)
             continue
-        counts["imported" if restored(letter) else "known"] += 1
+        new = restored(letter)
+        counts["imported" if new else "known"] += 1
+        counts["owing"] += new and letter.compensation.state in OWED
     click.echo(f"imported {counts['imported']}, known already {counts['known']}")
+    if counts["owing"]:
+        click.echo(
+            f"what the jobs of {counts['owing']} of them had begun is made good from here: it is "
+            "sent within the hour, whether or not it was sent where they come from"
+        )
     exit_unless(not counts["bad"])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from operator import itemgetter
 
 import click
@@ -19,8 +20,8 @@ from admin.cli.common import (
     rows_of,
     who,
 )
+from admin.repair import cancel_parked
 from reliability.parking import parking
-from tasks.compensation import cancel
 
 
 @click.group()
@@ -33,10 +34,11 @@ def parked() -> None:
 @as_json
 @guarded
 def parked_ls(as_json: bool, limit: int | None) -> None:
-    """List the parked jobs, soonest first."""
-    rows = rows_of(parking().jobs(), limit, as_json, view.parked_row)
+    """List the parked jobs, soonest first; before them those that wait to be run alone."""
+    waiting = chain(view.suspects(), map(view.parked_row, parking().jobs()))
+    rows = rows_of(waiting, limit, as_json, lambda row: row)
     columns: Columns = {"id": itemgetter("message_id")}
-    columns |= plain("task", "reason", "service", "since", "due", "attempts")
+    columns |= plain("task", "state", "reason", "service", "since", "due", "attempts")
     print_rows(rows, columns, as_json, "nothing is parked")
 
 
@@ -46,9 +48,11 @@ def parked_ls(as_json: bool, limit: int | None) -> None:
 def parked_show(message_id: str) -> None:
     """Show one parked job whole, as JSON."""
     job = parking().get(message_id)
-    if job is None:
+    suspects = (row for row in view.suspects() if row["message_id"] == message_id)
+    row = view.parked_row(job) if job is not None else next(suspects, None)
+    if row is None:
         raise click.ClickException(f"no parked job has the id {message_id}")
-    print_json(view.parked_row(job))
+    print_json(row)
 
 
 @parked.command("release")
@@ -63,14 +67,10 @@ def parked_release(message_ids: tuple[str, ...]) -> None:
 
 @parked.command("cancel")
 @click.argument("message_ids", nargs=-1, required=True)
-@click.pass_context
 @guarded
-def parked_cancel(context: click.Context, message_ids: tuple[str, ...]) -> None:
+def parked_cancel(message_ids: tuple[str, ...]) -> None:
     """Take jobs out for good; what was paid for them goes back, their result says revoked."""
-    backend = context.obj.app.backend
-    known = [job for id_ in message_ids if (job := parking().get(id_))]
-    cancelled = [job for job in known if cancel(job)]
-    for job in cancelled:
-        backend.mark_as_revoked(job.message_id, f"cancelled by {who()}")
-    click.echo(f"cancelled {len(cancelled)} of {len(message_ids)}")
-    exit_unless(len(cancelled) == len(message_ids))
+    known = (job for id_ in message_ids if (job := parking().get(id_)))
+    cancelled = sum(cancel_parked(job, who()) for job in known)
+    click.echo(f"cancelled {cancelled} of {len(message_ids)}")
+    exit_unless(cancelled == len(message_ids))

@@ -33,7 +33,7 @@ COLUMNS: Columns = {
 def moment(sign: int, _: click.Context, __: click.Parameter, given: str | None) -> datetime | None:
     """Read a time: ISO 8601, without an offset this machine's, or a span from now (30m, 2h, 7d).
 
-    A span goes into the past or the future by its *sign*.
+    A span goes into the past or the future by its *sign*; what is to come must not be over.
     """
     if not given:
         return None
@@ -41,9 +41,12 @@ def moment(sign: int, _: click.Context, __: click.Parameter, given: str | None) 
     try:
         if span := re.fullmatch(r"(\d{1,6})([mhd])", given):
             return now + sign * timedelta(**{UNITS[span[2]]: int(span[1])})
-        return datetime.fromisoformat(given).astimezone(UTC)
+        at = datetime.fromisoformat(given).astimezone(UTC)
     except (ValueError, OverflowError) as error:
         raise click.BadParameter("write 30m, 2h, 7d or a time of ISO 8601") from error
+    if sign > 0 and at <= now:
+        raise click.BadParameter(f"{given} is over already")
+    return at
 
 
 past, future = partial(moment, -1), partial(moment, 1)

@@ -20,6 +20,7 @@ from admin.cli.common import (
     exit_unless,
     guarded,
     plain,
+    print_array,
     print_json,
     print_rows,
     the_database,
@@ -83,11 +84,14 @@ def rehearse(picked: Picked, *, as_json: bool) -> None:
     """Print what would become of each letter; 100 of them in a table, all of them as JSON."""
     with the_database():
         outlooks = map(asdict, dry_run(picked.letters()))
-        rows = list(outlooks if as_json else islice(outlooks, SHOWN))
+        if as_json:
+            print_array(outlooks)
+            return
+        rows = list(islice(outlooks, SHOWN))
     columns: Columns = {"id": itemgetter("message_id")}
     columns |= plain("task", "verdict", "gate", "effect", "why")
     print_rows(rows, columns, as_json, "no dead letters")
-    if not as_json and rows:
+    if rows:
         verdicts = Counter(row["verdict"] for row in rows)
         counts = ", ".join(f"{verdict} {count}" for verdict, count in sorted(verdicts.items()))
         beyond = picked.count - len(rows)
@@ -124,9 +128,8 @@ def ramps(run_id: str | None, cancel: bool, resume: bool, wait: bool, as_json: b
     if run_id is None:
         if cancel or resume or wait:
             raise click.UsageError("name the replay")
-        columns = plain(
-            "id", "state", "sent", "ended", "died", "under_way", "by", "begun_at", "why"
-        )
+        columns = plain("id", "state", "sent", "ended", "died", "under_way", "by", "begun_at")
+        columns |= {"why": lambda row: row["why"] or row["waits"]}
         print_rows(list(map(view.run_row, replays().each())), columns, as_json, "no replays")
         return
     run = known(run_id)
@@ -172,4 +175,5 @@ def summary(run: Run) -> str:
     counts = f"{run.sent} sent, {run.ended} ended, {run.died} of them died"
     also = f", {run.passed_over} passed over" if run.passed_over else ""
     also += f", {run.unheard} lost sight of" if run.unheard else ""
+    also += f", waits: {run.waits}" if run.waits else ""
     return f"{run.id}  {run.state} {at}  {counts}{also}" + (f": {run.why}" if run.why else "")

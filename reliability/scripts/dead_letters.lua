@@ -2,8 +2,8 @@
 -- A letter is its body, which never changes, and its mark: a flat object of what changes and of where it is filed.
 -- KEYS  1 what every key of the store begins with
 -- ARGV  1 action  2 message id  3… by action:
---       bury: body, failed_at, task, error type, fingerprint, replays, compensation, release, edits (JSON) or ''
---       settle: state, by whom, note, replays ('' for a state that is no replay)     compensate: state, replays of the run it is about or ''
+--       bury: body, failed_at, task, error type, fingerprint, replays, compensation, release, edits (JSON) or '', run: replays as the job itself counts them
+--       settle: state, by whom, note, replays ('' for a state that is no replay)     compensate: state, replays of the run it is about or ''     put_off: nothing
 --       amend: mark as it was read, edits (JSON)     forget: mark as it was read
 -- Reply 1 if anything changed
 local base, action, id = KEYS[1], ARGV[1], ARGV[2]
@@ -71,17 +71,18 @@ local function numbers(version)
   return found
 end
 
--- Whether a release came before a version, both like v1.12.0; what cannot be compared did not.
-local function is_before(release, version)
-  local mine, other = numbers(release), numbers(version)
-  if #mine == 0 then return false end
+-- Whether a death was before a fix: in an earlier release, both like v1.12.0. A release that cannot be compared is told by the time:
+-- what died before the word was given, and was spooled or is imported, was known to whoever gave it.
+local function is_before(release, failed_at, fix)
+  local mine, other = numbers(release), numbers(fix.version)
+  if #mine == 0 then return tonumber(failed_at) < tonumber(fix.at) end
   for n = 1, math.max(#mine, #other) do
     if (mine[n] or 0) ~= (other[n] or 0) then return (mine[n] or 0) < (other[n] or 0) end
   end
   return false
 end
 
-local function bury(body, failed_at, task, error_type, fingerprint, replays, compensation, release, edits)
+local function bury(body, failed_at, task, error_type, fingerprint, replays, compensation, release, edits, run)
   local old = read()
   replays = tonumber(replays)
   if old and replays <= old.replays then
@@ -91,7 +92,7 @@ local function bury(body, failed_at, task, error_type, fingerprint, replays, com
   end
   local mark = {
     state = 'open', failed_at = failed_at, task = task, type = error_type, fingerprint = fingerprint,
-    replays = replays, compensation = compensation, at = '', by = '', note = '',
+    replays = replays, run = tonumber(run), compensation = compensation, at = '', by = '', note = '',
     edits = edits ~= '' and edits or old and old.edits or nil, -- those of the call that died are in its body
   }
   local verdict = verdict_on(fingerprint)
@@ -105,7 +106,7 @@ local function bury(body, failed_at, task, error_type, fingerprint, replays, com
   file(mark)
   owe(compensation)
   redis.call('HINCRBY', base .. 'total', task .. '\n' .. error_type, 1)
-  if verdict and verdict.state == 'fixed' and not is_before(release, verdict.version) then
+  if verdict and verdict.state == 'fixed' and not is_before(release, failed_at, verdict) then
     verdict.regression = true
     redis.call('HSET', verdicts, fingerprint, cjson.encode(verdict))
   end
@@ -130,14 +131,19 @@ end
 local function compensate(state, of)
   local mark = read()
   -- The confirmation may be faster than the note that it was sent.
-  if not mark or state == 'sent' and mark.compensation == 'done' then return 0 end
-  -- It is about an earlier death than the one that waits for its own.
-  if mark.state == 'open' and of ~= '' and tonumber(of) < mark.replays then return 0 end
+  if not mark or state == 'sent' and (mark.compensation == 'done' or mark.compensation == 'failed') then return 0 end
+  -- It is about an earlier death than the one that waits for its own. Whoever sends a job anew under its old id counts from the start.
+  if mark.state == 'open' and of ~= '' and tonumber(of) < (mark.run or mark.replays) then return 0 end
   if mark.compensation == state and state ~= 'sent' then return 0 end
   mark.compensation = state
   write(mark)
   owe(state)
   return 1
+end
+
+-- What cannot be sent now must not keep others from it: it is looked at again with what was never confirmed.
+local function put_off()
+  return redis.call('ZADD', owed, 'XX', 'CH', redis.call('TIME')[1] + CONFIRMED_WITHIN, id)
 end
 
 -- Edits are text to us: our JSON makes a list without elements an object.
@@ -158,5 +164,5 @@ local function forget(as_read)
   return 1
 end
 
-local actions = { bury = bury, settle = settle, compensate = compensate, amend = amend, forget = forget }
+local actions = { bury = bury, settle = settle, compensate = compensate, put_off = put_off, amend = amend, forget = forget }
 return actions[action](unpack(ARGV, 3))

@@ -4,7 +4,7 @@
 --       begin: unix time, seconds to keep it, field, value…
 --       send: revision, step, size of the step, cursor, 1 if nothing is left after it, letters passed over, paced until, id, facts as JSON…
 --       ended: id, fingerprint or '', share of a step that may die     drop: id     heard: id, unix time
---       close: state, why     resume: nothing
+--       waits: for what, '' for nothing     close: state, why     resume: nothing
 -- Reply 1 if anything changed; of ended the number of jobs that are still under way, -1 if it was none of them
 local base, action, run = KEYS[1], ARGV[1], ARGV[2]
 local runs, record, jobs = base .. 'all', base .. run, base .. run .. ':jobs'
@@ -25,7 +25,14 @@ end
 
 local function close(state, why)
   if get('state')[1] ~= 'running' then return 0 end
-  set('state', state, 'why', why, 'over_at', redis.call('TIME')[1])
+  set('state', state, 'why', why, 'over_at', redis.call('TIME')[1], 'waits', '')
+  return 1
+end
+
+-- What keeps it from going on, for those who look.
+local function waits(for_what)
+  if get('state')[1] ~= 'running' then return 0 end
+  set('waits', for_what)
   return 1
 end
 
@@ -95,5 +102,5 @@ local function resume()
   return 1
 end
 
-local actions = { begin = begin, send = send, ended = ended, drop = drop, heard = heard, close = close, resume = resume }
+local actions = { begin = begin, send = send, ended = ended, drop = drop, heard = heard, waits = waits, close = close, resume = resume }
 return actions[action](unpack(ARGV, 3))

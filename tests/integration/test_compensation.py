@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from kombu.exceptions import OperationalError
 from classifiers.errors import InvalidData, JobError, OutcomeUnknown, ServiceUnavailable
 from config.settings import settings
 from reliability import connection
-from reliability.dead_letters import Letter, dead_letters
+from reliability.dead_letters import Body, Letter, dead_letters
 from reliability.parking import parking
 from tasks import compensation, failures
 from tasks.replay import send_again
@@ -167,6 +168,50 @@ def test_a_compensation_that_comes_late_is_about_the_run_that_died(broker):
 
     assert (replay, job) == ("j1", "j1-amends-0")
     assert told["replays"] == 0  # whoever works on the replay is left alone
+
+
+def test_a_debt_that_cannot_be_sent_does_not_keep_others_from_theirs(broker):
+    """A letter of another release, or of another program: nobody here knows how to make it good."""
+    unknown = replace(died(), message_body=Body("crm.conquer"), message_id="j0")
+    dead_letters().bury(unknown)
+    broker.zadd("perennial:dead:owed", {"j0": 1})  # the oldest of all
+    dead_letters().bury(died())
+    sent = compensation.send_what_is_owed()
+
+    assert sent == 1
+    assert [job for _, job, _ in queued(broker)] == ["j1-amends-0"]
+    assert dead_letters().get("j0").compensation.state == "needed"
+    assert dead_letters().owed() == []  # for an hour
+
+
+def test_a_compensation_that_waits_for_its_next_try_is_not_sent_once_more(broker):
+    """It would begin to count its tries afresh, each hour, and never be given up."""
+    failures.bury(died())
+    ((_, _, told),) = queued(broker)
+    broker.delete("telegram")
+    tried = {"history": [], "spent": {"InternalError": 250}, "accepted_at": 5.0}
+    make_good.apply_async(kwargs=told, task_id="j1-amends-0", countdown=600, headers=tried)
+    broker.zincrby("perennial:dead:owed", -3700, "j1")
+    sent = compensation.send_what_is_owed()
+
+    assert sent == 0
+    assert queued(broker) == []
+    assert parking().get("j1-amends-0").attempts == 250
+    assert dead_letters().owed() == []
+    assert state() == "sent"
+
+
+@pytest.mark.parametrize(("args", "kwargs"), [(5, {}), ([], 5), ([], [1])], ids=repr)
+def test_what_are_no_arguments_at_all_have_begun_nothing(args, kwargs):
+    assert compensation.ids_to_amend("video.send", args, kwargs, 1) == {}
+
+
+@pytest.mark.parametrize("act", [send_again, compensation.compensate])
+def test_a_job_of_a_queue_that_is_gone_goes_where_its_task_goes_now(broker, act):
+    dead_letters().bury(died(queue="videos-of-old"))
+
+    assert act(dead_letters().get("j1"))
+    assert len(queued(broker)) + len(queued(broker, "kie")) == 1
 
 
 def test_a_replay_begins_anew_but_for_when_it_was_accepted(broker):

@@ -316,12 +316,46 @@ def test_compensation_is_owed_until_it_is_sent_and_again_if_nobody_confirms_it(d
 def test_what_comes_late_for_an_earlier_death_does_not_settle_a_later_one(dead):
     dead.bury(letter("twice", minute=1, compensation=Compensation("needed")))
     dead.mark_replayed(dead.get("twice"))
-    dead.bury(letter("twice", minute=2, replays=1, compensation=Compensation("needed")))
+    again = {"replays": 1, "headers": {"replays": 1}}
+    dead.bury(letter("twice", minute=2, compensation=Compensation("needed"), **again))
 
     late = dead.compensate("twice", "done", of=0)
     in_time = dead.compensate("twice", "done", of=1)
 
     assert (late, in_time) == (False, True)
+
+
+def test_what_the_application_sends_anew_under_the_old_id_is_made_good_by_its_own_count(dead):
+    """A delivery keeps its id: replayed by a person once, it may be sent by the application again."""
+    dead.bury(letter(minute=1, compensation=Compensation("done")))
+    dead.mark_replayed(dead.get("job-1"))
+    dead.bury(letter(minute=2, compensation=Compensation("needed")))
+
+    assert dead.get("job-1").replays == 1
+    assert dead.compensate("job-1", "done", of=0)
+    assert dead.owed() == []
+
+
+def test_a_compensation_that_has_failed_is_not_taken_for_sent_any_more(dead):
+    dead.bury(letter(compensation=Compensation("needed")))
+    dead.compensate("job-1", "failed")
+
+    assert not dead.compensate("job-1", "sent")
+    assert dead.get("job-1").compensation.state == "failed"
+
+
+def test_what_is_put_off_is_owed_again_in_an_hour(dead, redis_client):
+    for name in ("first", "second"):
+        dead.bury(letter(name, compensation=Compensation("needed")))
+    dead.bury(letter("none"))
+    put_off = dead.put_off("first"), dead.put_off("none"), dead.put_off("nobody")
+    now = dead.owed()
+    redis_client.zincrby("t:perennial:dead:owed", -3700, "first")
+
+    assert put_off == (True, False, False)
+    assert now == ["second"]
+    assert sorted(dead.owed()) == ["first", "second"]
+    assert dead.get("first").compensation.state == "needed"
 
 
 # Edits
@@ -488,6 +522,7 @@ def test_a_verdict_is_told_as_it_was_given_until_it_is_lifted(dead):
     assert dead.get("job-1").state == "discarded"
 
 
+AFTER_ALL = 60 * 24 * 365 * 100  # minutes: later than any word that a test gives
 RELEASES = {
     "older": ("1.4.1", False),
     "older by number, not by letter": ("1.3.12", False),
@@ -510,7 +545,7 @@ def test_a_death_in_the_release_of_the_fix_or_later_is_a_regression(dead, releas
     stays = dead.get("job-1").state
     before = dead.groups()[0].verdict
 
-    dead.bury(letter("later", release=release))
+    dead.bury(letter("later", release=release, minute=AFTER_ALL))
     after = dead.groups()[0].verdict
 
     assert (stays, dead.get("later").state) == ("open", "open")
@@ -523,9 +558,21 @@ def test_a_regression_is_no_verdict_any_more_until_a_new_one_is_given(dead):
     dead.bury(letter())
     name = cause_of(dead, "job-1")
     dead.fixed(name, by="anna", version="1.4.2")
-    dead.bury(letter("later"))
+    dead.bury(letter("later", minute=AFTER_ALL))
+    before = dead.verdict(name).regression
 
     dead.fixed(name, by="anna", version="1.5")
+
+    assert before
+    assert not dead.verdict(name).regression
+
+
+def test_a_death_that_is_told_late_is_no_regression(dead):
+    """From a spool or a file: it was known to whoever has called its cause fixed."""
+    dead.bury(letter())
+    name = cause_of(dead, "job-1")
+    dead.fixed(name, by="anna", version="1.4.2")
+    dead.bury(letter("told late", minute=-AFTER_ALL / 100))
 
     assert not dead.verdict(name).regression
 

@@ -8,10 +8,12 @@ from base64 import b64decode, b64encode
 from contextlib import suppress
 
 import pytest
+from click.testing import CliRunner
 from fixtures.brokers import LONG, PREFIX, Broker, Worker, on_every_server
 from fixtures.redis_servers import RedisServer
 from fixtures.waiting import eventually
 
+from admin import cli
 from config.settings import settings
 from reliability import connection, keys, quarantine
 from reliability.dead_letters import dead_letters
@@ -422,6 +424,28 @@ def test_suspects_are_seen_by_name(broker):
         Suspect("third", "crm.sync", "other", 2),
     ]
     assert later == seen[1:]
+
+
+def test_suspects_are_listed_before_what_is_parked(redis_server, redis_client, monkeypatch):
+    monkeypatch.setenv("REDIS_URL", redis_server.url)
+    for known in (settings, connection.redis, connection.redis_bytes):
+        known.cache_clear()
+    call = b64encode(b'[[], {"order_id": "7"}, {}]').decode()
+    redis_client.lpush(keys.quarantine("bitrix"), json.dumps(job("first", 2, body=call)))
+    listed = CliRunner().invoke(cli.parked, ["ls", "--json"])
+    shown = CliRunner().invoke(cli.parked, ["show", "first"])
+    (row,) = json.loads(listed.output)
+
+    assert (row["message_id"], row["state"], row["reason"]) == ("first", "suspect", "Suspect")
+    assert (row["kwargs"], row["since"], row["due"], row["attempts"]) == (
+        {"order_id": "7"},
+        None,
+        None,
+        0,
+    )
+    assert "2 workers have died with it" in row["detail"]
+    assert json.loads(shown.output) == row
+    assert "Suspect" in CliRunner().invoke(cli.parked, ["ls"]).output
 
 
 @pytest.mark.parametrize("sweep", ["queue_purge", "queue_delete"])

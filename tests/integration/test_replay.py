@@ -18,8 +18,17 @@ from classifiers.errors import OutcomeUnknown, Pending
 from config.services import bitrix
 from config.settings import settings
 from reliability import connection, holds
-from reliability.dead_letters import HIDDEN, Body, Filter, Letter, Metadata, dead_letters
+from reliability.dead_letters import (
+    HIDDEN,
+    Body,
+    Compensation,
+    Filter,
+    Letter,
+    Metadata,
+    dead_letters,
+)
 from reliability.gate import Gate
+from reliability.parking import parking
 from reliability.replays import Run, note_end, replays
 from storage import credits, effects, videos
 from storage.upgrade import upgrade
@@ -316,6 +325,8 @@ def test_a_group_is_picked_by_either_name(name):
         ("edit", "j1"),
         ("edit", "j1", "--set", "title"),
         ("ignore", "abc"),
+        ("ignore", "abc", "--note", "x", "--until", "2020-01-01"),
+        ("edit", "j1", "--unset", "colour"),
         ("fixed", "abc", "--in", "soon"),
     ],
     ids=" ".join,
@@ -389,6 +400,37 @@ def test_a_letter_that_was_archived_is_shown_all_the_same():
     assert "A sofa" in output
 
 
+def test_the_archive_is_searched_like_the_letters():
+    retention.keep([letter("old", age=7200), letter("new"), letter("kie", error_type="NotFound")])
+    died("in redis")
+
+    def found(*options: str) -> list[str]:
+        output = cli("ls", "--archived", "--json", *options)[1]
+        return [row["message_id"] for row in json.loads(output)]
+
+    assert found() == ["kie", "new", "old"]
+    assert found("--limit", "1") == ["kie"]
+    assert found("--error", "NotFound") == ["kie"]
+    assert found("--until", "1h") == ["old"]
+    assert found("--grep", "order_id=NEW") == ["new"]
+    assert found("--state", "discarded") == []
+    assert "old" in cli("ls", "--archived")[1]
+
+
+def test_a_letter_whose_history_makes_no_sense_is_shown_all_the_same():
+    """A message may come from any program; so may what it says of itself."""
+    died(history=({"x": 1}, {"at": "noon", "error": 5}), compensation=Compensation("failed"))
+    code, output = cli("show", "j1")
+
+    assert code == 0
+    assert "compensation  failed" in output
+
+
+@pytest.mark.parametrize("command", ["ls", "groups"])
+def test_nothing_is_an_empty_array(command):
+    assert json.loads(cli(command, "--json")[1]) == []
+
+
 def test_an_edit_to_a_secret_of_ours_says_that_it_cannot_be_sent(broker, monkeypatch):
     monkeypatch.setenv("ADMIN_TOKEN", "s3cr3t-t0ken")
     _forget()
@@ -423,8 +465,9 @@ def test_a_secret_that_was_not_kept_can_be_put_back():
     assert next(dry_run([dead_letters().get("j1")])).verdict == "replay"
 
 
-def test_an_argument_can_be_left_out():
-    died(**body("bitrix.create_deal", order_id="j1", title="x", colour="red"))
+@pytest.mark.parametrize("value", ["red", None])
+def test_an_argument_can_be_left_out(value):
+    died(**body("bitrix.create_deal", order_id="j1", title="x", colour=value))
 
     assert cli("edit", "j1", "--unset", "colour", "--yes")[0] == 0
     assert dead_letters().get("j1").message_body.kwargs == {"order_id": "j1", "title": "x"}
@@ -598,6 +641,48 @@ def test_a_closed_gate_keeps_a_ramp_waiting(broker):
     assert driven(run).sent == 1
 
 
+def looked_at(run: Run) -> Run:
+    """The run after a whole look of its driver."""
+    with suppress(Pending):
+        replay.ramp.body(run.id)
+    return replay.at(run.id)
+
+
+def test_a_ramp_before_a_closed_gate_says_so_until_it_goes_on(broker):
+    run = begun(many(2))
+    gate = Gate(connection.redis(), bitrix(settings()))
+    gate.pause("anna")
+    waiting = looked_at(run)
+    told = cli("replays")[1], cli("replays", run.id)[1]
+    gate.resume()
+
+    assert waiting.waits == "the gate of bitrix is paused"
+    assert all(waiting.waits in text for text in told)
+    assert (looked_at(run).waits, replay.at(run.id).sent) == ("", 1)
+
+
+def test_a_ramp_whose_jobs_are_held_says_so_and_does_not_count_as_hung(broker, monkeypatch):
+    run = begun(many(2))
+    looked_at(run)
+    (message,) = taken(broker)
+    reason = {"reason": "Paused", "code": "hold-1", "detail": "hold-1 – held by ann: wrong prices"}
+    facts = {"parking": reason, "history": []} | {name: message[name] for name in ("replay", "id")}
+    task = replay.app.tasks["bitrix.create_deal"]
+    task.apply_async(kwargs=message["kwargs"], task_id="j0", countdown=3600, headers=facts)
+    for known in ("SILENT", "UNHEARD"):
+        monkeypatch.setattr(replay, known, 0.0)
+    held = looked_at(run)
+    parking().release("j0", at=1.0)
+    parking().cancel("j0")
+    note_end(message, "j0")
+
+    assert (held.state, held.waits) == (
+        "running",
+        "j0 is parked: hold-1 – held by ann: wrong prices",
+    )
+    assert looked_at(run).waits == ""
+
+
 def test_a_ramp_goes_no_faster_than_the_budget_of_its_upstream(broker, monkeypatch):
     monkeypatch.setenv("BITRIX_RATE", "1")
     monkeypatch.setenv("BITRIX_COALESCE", "false")
@@ -693,6 +778,18 @@ def test_an_end_that_was_not_told_is_found_by_its_result(broker, monkeypatch):
     assert driven(run).ended == 1
 
 
+def test_a_death_that_only_its_result_tells_of_is_none_the_less_a_death(broker, monkeypatch):
+    """Its letter was lost, or is in the spool of a host that is down."""
+    run = begun(many(2))
+    driven(run)
+    (message,) = taken(broker)
+    replay.app.backend.store_result(message["id"], ValueError(DOWN), "FAILURE")
+    monkeypatch.setattr(replay, "SILENT", 0.0)
+    now = driven(run)
+
+    assert (now.state, now.died, now.causes) == ("stopped", 1, {"unknown": 1})
+
+
 def test_a_job_that_nobody_has_heard_of_for_long_stops_the_ramp(broker, monkeypatch):
     run = begun(many(2))
     driven(run)
@@ -715,6 +812,28 @@ def test_the_driver_comes_back_until_its_run_is_over(broker):
 
     assert replay.ramp.body(run.id) == {"outcome": "done", "sent": 1, "ended": 1, "died": 0}
     assert replay.ramp.body(run.id)["outcome"] == "done"
+
+
+def test_a_run_that_has_lost_its_driver_gets_another_one(broker):
+    """Whoever has begun it may die before its first job is sent; Redis may lose a second."""
+    run = begun(many(2))
+    taken(broker, "upkeep")
+    sent = replay.drive_what_stands_still()
+    (message,) = taken(broker, "upkeep")
+    parked = {"history": [], "parking": {"reason": "Pending"}}
+    replay.ramp.apply_async(
+        kwargs={"run": run.id}, task_id=run.driver, countdown=60, headers=parked
+    )
+    while_it_waits = replay.drive_what_stands_still()
+    parking().cancel(run.driver)
+    died(run.driver, **body("replay.ramp", run=run.id), original_queue="upkeep")
+    when_it_is_dead = replay.drive_what_stands_still()
+    replays().close(run.id, "cancelled")
+    dead_letters().discard(run.driver)
+    when_it_is_over = replay.drive_what_stands_still()
+
+    assert (sent, message["id"], message["kwargs"]) == (1, run.driver, {"run": run.id})
+    assert (while_it_waits, when_it_is_dead, when_it_is_over) == (0, 0, 0)
 
 
 # -- files
@@ -756,6 +875,20 @@ def test_an_import_leaves_what_is_known_as_it_is(tmp_path):
     cli("import", str(file))
 
     assert states("j1") == ["discarded"]
+
+
+@pytest.mark.parametrize(("state", "told"), [("needed", True), ("sent", True), ("done", False)])
+def test_an_import_tells_of_the_debts_that_come_with_it(broker, tmp_path, state, told):
+    died(compensation=Compensation(state))
+    died("j2")
+    file = tmp_path / "letters.jsonl"
+    cli("export", str(file))
+    broker.flushall()
+    code, output = cli("import", str(file))
+
+    assert code == 0
+    assert ("the jobs of 1 of them had begun is made good from here" in output) == told
+    assert "made good" not in cli("import", str(file))[1]
 
 
 def test_a_line_that_is_no_letter_is_told_and_the_others_are_buried(broker, tmp_path):
@@ -803,6 +936,9 @@ def test_a_group_is_ignored_fixed_and_as_any_other_again():
     assert dead_letters().verdict(group).version == "1.2"
     (row,) = json.loads(cli("groups", "--state", "all", "--json")[1])
     assert row["verdict"]["state"] == "fixed"
+    (said,) = json.loads(cli("verdicts", "--json")[1])
+    assert said == {"fingerprint": group} | row["verdict"]
+    assert group in cli("verdicts")[1]
     assert "fixed in 1.2" in cli("groups", "--state", "all")[1]
     assert cli("unsay", group)[0] == 0
     assert cli("unsay", group)[0] == 1

@@ -14,8 +14,8 @@ from celery.worker.request import Request
 
 from classifiers.errors import InvalidData, ServiceUnavailable
 from config.settings import settings
-from reliability import connection, keys, liveness
-from reliability.dead_letters import Filter, dead_letters
+from reliability import connection, corrupt, keys, liveness
+from reliability.dead_letters import Filter, Letter, dead_letters
 from storage import archive
 from storage.upgrade import upgrade
 from tasks import app, caretaker, failures, retention, upkeep
@@ -24,7 +24,8 @@ from tasks.schedule import Scheduler, Slotted
 
 NOON = datetime(2026, 11, 22, 12, 0, tzinfo=UTC).timestamp()  # where slots of an hour begin
 SERVED = ("bitrix", "x", "upkeep")  # queues without an obstacle in these tests
-EACH = {"trim": 3600.0, "compensate": 60.0} | {f"canary-{queue}": 30.0 for queue in SERVED}
+EACH = {"trim": 3600.0, "compensate": 60.0, "ramps": 60.0}
+EACH |= {f"canary-{queue}": 30.0 for queue in SERVED}
 
 
 @pytest.fixture(autouse=True)
@@ -99,7 +100,7 @@ def taken(broker) -> Counter[tuple[str, str]]:
 
 
 CANARIES = Counter((queue, "upkeep.canary") for queue in SERVED)
-MINUTELY = Counter([("upkeep", "upkeep.compensate")])
+MINUTELY = Counter([("upkeep", "upkeep.compensate"), ("upkeep", "upkeep.ramps")])
 HOURLY = Counter([("upkeep", "upkeep.trim")])
 
 
@@ -208,6 +209,28 @@ def test_a_redis_that_takes_no_writes_costs_a_slot_and_not_the_beat(broker, beat
     assert taken(broker) == CANARIES
 
 
+@pytest.mark.parametrize("came", [True, False], ids=["left alone since", "never served"])
+def test_a_queue_that_nobody_serves_does_not_fill_up_with_canaries(broker, beat, clock, came):
+    scheduler = beat()
+    turn(scheduler)
+    if came:
+        upkeep.canary("x")
+    key = f"{keys.CANARY}x" if came else f"{keys.CANARY}x:asked"
+    broker.incrbyfloat(key, -3700)  # an hour passes, in which nobody comes
+    taken(broker)
+    for at in range(30, 7200, 30):
+        clock(at)
+        turn(scheduler)
+    sent = taken(broker)
+    upkeep.canary("x")
+    clock(7200)
+    turn(scheduler)
+
+    assert sent["x", "upkeep.canary"] == 2
+    assert sent["bitrix", "upkeep.canary"] == 239
+    assert taken(broker)["x", "upkeep.canary"] == 1
+
+
 def test_claims_end_by_themselves(broker, beat):
     turn(beat())
     claims = {key: broker.pttl(key) for key in broker.scan_iter(f"{keys.SLOT}*")}
@@ -312,13 +335,17 @@ def buried(count: int, *, days: float = 0.0) -> None:
         dead_letters().bury(replace(dead, metadata=replace(dead.metadata, failed_at=long_ago)))
 
 
+def delivery(job: str = "v1") -> Letter:
+    """The letter of a delivery, which has to be made good."""
+    error = ServiceUnavailable("502", service="telegram")
+    call = {"task": "video.send", "args": (), "kwargs": {"order_id": job}}
+    return failures.letter(job, error=error, queue="telegram", headers={}, **call)
+
+
 def owing(*jobs: str) -> None:
     """Letters whose compensation was never sent."""
     for job in jobs:
-        failures_of = {"task": "video.send", "args": (), "kwargs": {"order_id": job}}
-        error = ServiceUnavailable("502", service="telegram")
-        dead = failures.letter(job, error=error, queue="telegram", headers={}, **failures_of)
-        dead_letters().bury(dead)
+        dead_letters().bury(delivery(job))
 
 
 def test_trimming_goes_on_until_nothing_is_left_to_trim(monkeypatch):
@@ -329,7 +356,7 @@ def test_trimming_goes_on_until_nothing_is_left_to_trim(monkeypatch):
     assert upkeep.trim() == {"outcome": "trimmed", "archived": 8}
     assert upkeep.trim() == {"outcome": "trimmed", "archived": 0}
     assert dead_letters().groups() == []
-    assert archive.count() == 8
+    assert len(list(archive.each())) == 8
 
 
 def test_all_debts_are_paid_however_many(broker):
@@ -359,16 +386,7 @@ def test_a_debt_that_cannot_be_paid_now_ends_the_job_and_is_paid_later(broker):
 def test_a_spooled_letter_is_written_and_its_debt_paid_at_once(broker):
     broker.config_set("maxmemory", 1)
     try:
-        dead = failures.letter(
-            "v1",
-            task="video.send",
-            args=(),
-            kwargs={"order_id": "7"},
-            error=ServiceUnavailable("502", service="telegram"),
-            queue="telegram",
-            headers={},
-        )
-        failures.bury(dead)
+        failures.bury(delivery())
     finally:
         broker.config_set("maxmemory", 0)
     caretaker.go_round()
@@ -383,3 +401,41 @@ def test_what_was_no_message_becomes_a_letter(broker):
 
     assert [x.code for x in dead_letters().each(Filter(state="open"))] == ["corrupt_item"]
     assert broker.llen(keys.CORRUPT) == 0
+
+
+def test_what_the_caretaker_cannot_do_keeps_it_from_nothing_else(broker, tmp_path):
+    """A disk that is full must not hold up the letters of a queue, nor the end of a hold."""
+    spool = tmp_path / "spool"
+    spool.mkdir()
+    (spool / "dead-letters.jsonl").write_text(delivery().to_json() + "\n")
+    (spool / "dead-letters.rest").mkdir()  # where what stays is written
+    broker.lpush(keys.CORRUPT, b"bitrix\n\xff\xfe")
+    caretaker.go_round()
+
+    assert broker.llen(keys.CORRUPT) == 0
+
+
+def test_all_debts_of_a_spool_are_paid_at_once(broker):
+    broker.config_set("maxmemory", 1)
+    try:
+        for number in range(120):
+            dead_letters().bury_or_spool(delivery(f"v{number}"))
+    finally:
+        broker.config_set("maxmemory", 0)
+    caretaker.go_round()
+
+    assert taken(broker) == Counter({("telegram", "video.make_good"): 120})
+
+
+def test_one_item_that_cannot_be_buried_keeps_no_other_from_it(broker):
+    broker.rpush(keys.CORRUPT, b"kie\nthe other", b"bitrix\nfirst")
+    found = []
+
+    def bury(queue: str, raw: bytes) -> None:
+        if queue == "bitrix":
+            raise KeyError("a letter that cannot be written")
+        found.append(raw)
+
+    assert corrupt.drain(connection.redis_bytes(), bury) == 1
+    assert found == [b"the other"]
+    assert connection.redis_bytes().lrange(keys.CORRUPT, 0, -1) == [b"bitrix\nfirst"]
