@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from celery import signals
+from celery.utils.time import maybe_iso8601
 from celery.worker.consumer import Consumer as CeleryConsumer
 
 from classifiers.errors import InvalidData, JobError, Permanent, PoisonPill
@@ -23,15 +24,18 @@ from config.settings import settings
 from reliability import quarantine
 from reliability.dead_letters import Body, Compensation, Letter, Metadata, dead_letters
 from reliability.replays import note_end
-from tasks import app
+from tasks import app, measures
 from tasks.base import accepted_at, classified, replays
 from tasks.compensation import (
     compensate,
     compensations,
     ids_to_amend,
     note_failed_compensation,
+    operation_named,
 )
 from tasks.payloads import version_of
+from tasks.reports import REPORTED, report_letter
+from tasks.traces import about
 
 logger = logging.getLogger(__name__)
 
@@ -51,19 +55,43 @@ class Consumer(CeleryConsumer):
 
         def on_task_received(message: Any) -> None:
             try:
-                handle(message)
+                flaw = flaw_of(message)
+                if not flaw:
+                    with about(message):
+                        handle(message)
+                    return
             except MALFORMED as error:
                 if isinstance(error, self.connection_errors) and not isinstance(error, KeyError):
                     raise
-                bury_message(message, InvalidData(f"the message is no task: {error}"))
-                message.ack_log_error(logger, self.connection_errors)
+                flaw = str(error)
+            bury_message(message, InvalidData(f"the message is no task: {flaw}"))
+            message.ack_log_error(logger, self.connection_errors)
 
         return on_task_received
 
+    # Each of the following takes the message off its queue; its letter is written before.
+
     def on_decode_error(self, message: Any, exc: Exception) -> None:
-        """Bury a body that cannot be decoded; Celery logs and acknowledges it after that."""
+        """Bury a body that cannot be decoded."""
         bury_message(message, exc)
         super().on_decode_error(message, exc)
+
+    def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:
+        """Bury a call of a task that nobody here has: an old worker, or a misspelt publisher."""
+        name = str(exc.args[0])
+        error = InvalidData(f"no task is called {name!r} here", code="unknown_task")
+        bury_message(message, error, task=name)
+        super().on_unknown_task(body, message, exc)
+
+    def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:
+        """Bury a message whose content type is not allowed, or whose headers make no sense."""
+        bury_message(message, exc)
+        super().on_invalid_task(body, message, exc)
+
+    def on_unknown_message(self, body: Any, message: Any) -> None:
+        """Bury a message that calls no task."""
+        bury_message(message, InvalidData("the message is no task: it names none"))
+        super().on_unknown_message(body, message)
 
     def call_soon_ack(self, p: Any, *args: Any, **kwargs: Any) -> Any:
         """Acknowledge in the thread that ran the job: our transport lets any thread do so.
@@ -102,23 +130,11 @@ def on_failure(
             headers=headers,
             trace_id=(request.root_id if request else "") or task_id,
             traceback=str(getattr(einfo, "traceback", "") or ""),
-        )
+        ),
+        exception,
     )
     if sender.name in compensations():
         note_failed_compensation(kwargs or {})
-
-
-@signals.task_unknown.connect
-def on_unknown(message: Any = None, name: str = "", **_: Any) -> None:
-    """Nobody here has a task of that name: an old worker, or a misspelt publisher."""
-    error = InvalidData(f"no task is called {name!r} here", code="unknown_task")
-    bury_message(message, error, task=str(name))
-
-
-@signals.task_rejected.connect
-def on_rejected(message: Any = None, exc: Any = None, **_: Any) -> None:
-    """The message is no task, or its content type is not allowed."""
-    bury_message(message, exc or InvalidData("the message is no task"))
 
 
 @signals.task_revoked.connect
@@ -146,23 +162,11 @@ def on_revoked(sender: Any = None, request: Any = None, expired: bool = False, *
 
 
 def bury_message(message: Any, error: Exception, task: str = "") -> None:
-    """Bury a message that never became a job, with its true bytes."""
-    headers = dict(message.headers or {})
-    job_id = str(headers.get("id") or f"message-{message.delivery_tag}")
-    args, kwargs = _call_in(message) or ((), {})
-    bury(
-        letter(
-            job_id,
-            task=task or str(headers.get("task") or ""),
-            args=args,
-            kwargs=kwargs,
-            error=error if isinstance(error, JobError) else InvalidData(str(error)),
-            queue=str((message.delivery_info or {}).get("routing_key") or ""),
-            headers=headers,
-            trace_id=str(headers.get("root_id") or job_id),
-            raw=_bytes_of(message),
-        )
-    )
+    """Bury a message that never became a job."""
+    unreadable = InvalidData(f"the message cannot be read: {error}")
+    fact = error if isinstance(error, JobError) else unreadable
+    queue = str((message.delivery_info or {}).get("routing_key") or "")
+    bury(of_message(message, fact, queue=queue, task=task))
 
 
 def bury_corrupt(queue: str, raw: bytes) -> None:
@@ -177,14 +181,25 @@ def bury_corrupt(queue: str, raw: bytes) -> None:
 def bury_poison(queue: str, raw: bytes) -> None:
     """Bury a job that has killed its workers, and tell whoever waits for its result."""
     message, deaths = quarantine.opened(raw)
-    headers = dict(message.headers)
-    job_id = str(headers.get("id") or f"message-{message.delivery_tag}")
     error = PoisonPill(f"{deaths} workers have died with it, the last one while it ran alone")
+    dead = of_message(message, error, queue=queue)
+    if not bury(dead):
+        raise OSError("the job stays where it is until its letter can be written")
+    told = "%s[%s] %s", dead.message_body.task, dead.message_id, error.detail
+    logger.critical(*told, extra=REPORTED)
+    if settings().keep_results:
+        app.backend.mark_as_failure(dead.message_id, error)
+
+
+def of_message(message: Any, error: JobError, *, queue: str, task: str = "") -> Letter:
+    """Tell of a message: its call if that can be read, and can be replayed then, else its bytes."""
+    headers = dict(message.headers or {})
+    job_id = str(headers.get("id") or f"message-{message.delivery_tag}")
     call = _call_in(message)
     args, kwargs = call or ((), {})
-    dead = letter(
+    return letter(
         job_id,
-        task=str(headers.get("task") or ""),
+        task=task or str(headers.get("task") or ""),
         args=args,
         kwargs=kwargs,
         error=error,
@@ -193,11 +208,6 @@ def bury_poison(queue: str, raw: bytes) -> None:
         trace_id=str(headers.get("root_id") or job_id),
         raw=b"" if call else _bytes_of(message),
     )
-    if not bury(dead):
-        raise OSError("the job stays where it is until its letter can be written")
-    logger.critical("%s[%s] %s", dead.message_body.task, job_id, error.detail)
-    if settings().keep_results:
-        app.backend.mark_as_failure(job_id, error)
 
 
 def letter(
@@ -215,7 +225,7 @@ def letter(
 ) -> Letter:
     """Tell the whole story of one job. *error* may be anything that Celery reports."""
     now = time.time()
-    fact = error if isinstance(error, JobError) else classified(Exception(str(error)))
+    fact = classified(error if isinstance(error, Exception) else Exception(str(error)))
     kind = type(error).__name__
     history = History.from_headers(headers)
     version = version_of(headers)
@@ -247,10 +257,11 @@ def letter(
     )
 
 
-def bury(dead: Letter) -> bool:
+def bury(dead: Letter, error: BaseException | None = None) -> bool:
     """Write the letter, then have made good what the job had begun; raise nothing.
 
-    False if it could be written nowhere but to the log.
+    *error* is what ended the job, where it still has its traceback. False if the letter could be
+    written nowhere but to the log.
     """
     try:
         written = dead_letters().bury_or_spool(dead)
@@ -258,22 +269,63 @@ def bury(dead: Letter) -> bool:
         logger.critical("the dead letter %s was not written", dead.message_id, exc_info=True)
         return False
     if written:
-        logger.error(
-            "%s[%s] dead-lettered: %s", dead.message_body.task, dead.message_id, dead.error_message
-        )
+        told = "%s[%s] dead-lettered: %s", dead.message_body.task, dead.message_id
+        logger.error(*told, dead.error_message, extra={"error_type": dead.error_type, **REPORTED})
+        _report(dead, error)
+        task = dead.message_body.task
+        measures.ended(task if task in app.tasks else measures.UNKNOWN, measures.DEAD)
     note_end(dead.headers, dead.message_id, died=True)
     compensate(dead)
     return True
+
+
+def _report(dead: Letter, error: BaseException | None) -> None:
+    args, kwargs = dead.message_body.args, dead.message_body.kwargs
+    known = operation_named(dead.message_body.task)
+    report_letter(dead, error, [args, known.payload.private(kwargs) if known else kwargs])
 
 
 def _bytes_of(message: Any) -> bytes:
     return message.body if isinstance(message.body, bytes) else str(message.body).encode()
 
 
-def _call_in(message: Any) -> tuple[Any, Any] | None:
+def flaw_of(message: Any) -> str:
+    """Say what is wrong with a message that Celery would make a job of, and lose; empty if nothing.
+
+    Such a job would end in its thread before it begins, and be held as long as the worker runs; or
+    its time is one that Celery cannot reckon with. Of what cannot be decoded Celery tells us.
+    """
+    headers = message.headers or {}
+    if "task" not in headers:
+        return ""
+    try:
+        body = message.payload  # decoded once: Celery looks at it next
+    except Exception:  # noqa: BLE001 - whatever a decoder raises
+        return ""
+    if _call_of(body) is None:
+        return "its body is no call, which is [args, kwargs, options]"
+    eta = headers.get("eta")
+    try:
+        if eta:  # our transport leaves none but past ones, and what it cannot read
+            maybe_iso8601(eta).astimezone().timestamp()
+    except (ValueError, TypeError, OverflowError, AttributeError):
+        return f"its eta is no time: {str(eta)[:100]}"
+    return ""
+
+
+def _call_in(message: Any) -> tuple[list[Any], dict[str, Any]] | None:
     """Return (args, kwargs) of a message, or None if they cannot be read."""
     try:
-        args, kwargs, _ = message.decode()
+        return _call_of(message.decode())
     except Exception:  # noqa: BLE001 - it is here because it could not be read
         return None
-    return args, kwargs if isinstance(kwargs, Mapping) else {}
+
+
+def _call_of(body: Any) -> tuple[list[Any], dict[str, Any]] | None:
+    match body:
+        case [list(args), dict(kwargs), dict() | None]:
+            return args, kwargs
+        case {"args": list(args), "kwargs": dict(kwargs)}:  # as Celery 3 wrote it
+            return args, kwargs
+        case _:
+            return None

@@ -6,19 +6,23 @@ One JSON line in, one JSON line out; `acceptance.system` speaks to it.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 
 from celery.result import AsyncResult
 
 from storage import credentials, credits
-from tasks import app, bitrix, bookmarks, video
+from tasks import app, bitrix, bookmarks, integration, video
 from tasks.base import Operation
 
+TASKS = [bitrix, bookmarks, integration, video]
+TASKS += map(import_module, os.environ.get("APPLICATION", "").split())  # of the test's own
 OPERATIONS = {
     task.name: task
-    for module in (bitrix, bookmarks, video)
+    for module in TASKS
     for task in vars(module).values()
     if isinstance(task, Operation)
 }

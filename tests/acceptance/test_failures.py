@@ -1,4 +1,7 @@
-"""What becomes of a failure, end to end: the rows of the policy table, on a worker at work."""
+"""What becomes of a failure, end to end: the rows of the policy table, on a worker at work.
+
+That nothing ends without a letter, whatever its way, is in `test_ways_to_die`.
+"""
 
 from __future__ import annotations
 
@@ -229,40 +232,6 @@ def test_a_refused_credential_is_held_until_another_one_is_set(empty_office: Sys
     assert [job.attempts for job in parked] == [0, 0]
     assert {outcome["outcome"] for outcome in office.results([refused, held])} == {"created"}
     assert office.gate.state().state == "closed"
-
-
-def test_a_message_from_elsewhere_that_makes_no_sense_is_a_dead_letter(office: System):
-    (job,) = office.send_all([("create_deal", {"nonsense": True})], unchecked=True)
-    letter = office.letter(job)
-
-    assert letter.error_type == "InvalidData"
-    assert "nonsense" in letter.error_message
-    assert office.portal.calls() == []
-
-
-def test_an_unknown_task_is_a_dead_letter(office: System):
-    (job,) = office.send_all([("crm.conquer_world", {"n": 1})], unchecked=True, queue="bitrix")
-    letter = office.letter(job)
-
-    assert (letter.error_type, letter.code) == ("InvalidData", "unknown_task")
-    assert (letter.message_body.task, letter.message_body.kwargs) == ("crm.conquer_world", {"n": 1})
-
-
-def test_something_that_is_no_message_is_a_dead_letter_and_stops_nobody(office: System, order: str):
-    office.redis.lpush("bitrix", "this is no message")
-    (letter,) = eventually(office.open_letters, within=20)
-
-    assert (letter.error_type, letter.code) == ("InvalidData", "corrupt_item")
-    assert office.done("create_deal", order_id=order, title="After it")["outcome"] == "created"
-
-
-def test_a_job_that_expired_before_a_worker_came_is_a_dead_letter(office: System, order: str):
-    call = ("create_deal", {"order_id": order, "title": "Too late"})
-    (job,) = office.send_all([call], expires="2020-01-01T00:00:00+00:00")
-    letter = office.letter(job)
-
-    assert letter.code == "expired"
-    assert office.portal.calls() == []
 
 
 def test_a_dead_letter_is_replayed_after_the_cause_is_gone(office: System, order: str):

@@ -2,34 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import pytest
 from acceptance.system import PATIENCE, System
-from fixtures.waiting import eventually
-
-from sandbox.stack import Process
+from fixtures.supervisor import Supervisor
 
 KILLERS = ("-I", "tests.acceptance.killers")
 BYSTANDERS = 4
-
-
-@dataclass
-class Supervisor:
-    """Starts workers anew when they die, as systemd or a container's runtime would."""
-
-    workers: list[Process]
-    deaths: int = 0
-
-    def until(self, condition, within=3 * PATIENCE):
-        def supervised():
-            for worker in self.workers:
-                if not worker.alive:
-                    self.deaths += 1
-                    worker.start()
-            return condition()
-
-        return eventually(supervised, within=within, every=0.05)
 
 
 @pytest.mark.parametrize(("workers", "pills"), [(1, 1), (2, 2)])
