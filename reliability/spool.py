@@ -8,12 +8,22 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 log = logging.getLogger(__name__)
+
+READ_AT_ONCE = 1 << 20  # bytes; a spool may have grown for hours
+
+
+class Backlog(NamedTuple):
+    """How many letters wait in a spool, and how many lines of it were none."""
+
+    waiting: int = 0
+    torn: int = 0
 
 
 class Spool:
@@ -63,6 +73,10 @@ class Spool:
         """Whether anything waits here."""
         return self.file.exists()
 
+    def backlog(self) -> Backlog:
+        """Count what lies here."""
+        return Backlog(_lines(self.file), _lines(self.corrupt))
+
     def _sift(self, bury: Callable[[str], object]) -> tuple[int, int]:
         buried = kept = 0
         unreachable = False
@@ -96,6 +110,12 @@ class Spool:
             yield
         finally:
             os.close(descriptor)
+
+
+def _lines(path: Path) -> int:
+    with suppress(FileNotFoundError), path.open("rb") as file:
+        return sum(part.count(b"\n") for part in iter(lambda: file.read(READ_AT_ONCE), b""))
+    return 0
 
 
 def _open(path: Path, flags: int = 0) -> int:

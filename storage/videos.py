@@ -128,10 +128,14 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """A video as it is now. *by_this_job*: the job that gave up had the last word on it."""
+    """A video as it is now. *by_this_job*: the job that gave up had the last word on it.
+
+    *just_refunded*: its credits were given back by this very call, not by an earlier one.
+    """
 
     video: Video
     by_this_job: bool
+    just_refunded: bool = False
 
 
 def get(order_id: str) -> Video | None:
@@ -207,7 +211,7 @@ def give_up_making(order_id: str, job: str, replays: int, reason: str) -> Ending
             return None
         ours = (video.job, video.replays) == (job, replays) and video.sender is None
         if video.state == "paid" and ours:
-            return Ending(_refunded(connection, video, reason), True)
+            return Ending(_refunded(connection, video, reason), True, True)
         return Ending(video, video.state == "refunded" and ours)
 
 
@@ -227,7 +231,7 @@ def give_up_sending(order_id: str, job: str, reason: str, *, refund: bool) -> En
         # A second message of one job may have been at it when the first one gave up.
         delivers = delivers or (video.state == "unconfirmed" and job in video.doubts)
         if delivers and refund and not _may_have_arrived(connection, {job, *video.doubts}):
-            return Ending(_refunded(connection, video, reason, sender=job), True)
+            return Ending(_refunded(connection, video, reason, sender=job), True, True)
         if delivers or (video.state == "unconfirmed" and _is_a_doubt(video, job)):
             doubts = _with(video.doubts, job)
             _change(connection, video, state="unconfirmed", doubts=doubts, reason=reason)

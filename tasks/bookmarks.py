@@ -20,7 +20,7 @@ from config.settings import settings
 from reliability.parking import GATE_REASONS, parking
 from storage import bookmarks, effects
 from storage.bookmarks import Bookmark, Checkpoint, LeftOut, Session, Skipped
-from tasks import operation
+from tasks import measures, operation
 from tasks.base import classified, job, progress, stopping
 from tasks.payloads import Id
 
@@ -178,7 +178,7 @@ def keep(
     session: Session, items: Sequence[Bookmark | Skipped], then: Checkpoint, *, over: bool
 ) -> Session:
     """Store some items and the checkpoint behind them; return the session as it is then."""
-    return bookmarks.keep(
+    kept = bookmarks.keep(
         session,
         [item for item in items if isinstance(item, Bookmark)],
         [item for item in items if isinstance(item, Skipped)],
@@ -186,6 +186,9 @@ def keep(
         over=over,
         may_skip=may_skip,
     )
+    if kept.checkpoint == then:
+        measures.checkpoint()
+    return kept
 
 
 def tell(session: Session) -> None:

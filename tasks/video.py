@@ -36,7 +36,7 @@ from reliability.dead_letters import dead_letters
 from reliability.parking import parking
 from storage import chats, credits, effects, media, videos
 from storage.videos import Ending, Generation, Order, Video
-from tasks import operation
+from tasks import measures, operation
 from tasks.base import job
 from tasks.payloads import Fields, Id, Money
 from tasks.telegram import AGAIN, SEND, Locale, amount, inform, receipt
@@ -380,6 +380,8 @@ def make_good(
         ending = videos.give_up_making(order_id, job_id, replays, why)
     else:
         ending = videos.give_up_sending(order_id, job_id, why, refund=refund)
+    if ending is not None and ending.just_refunded:
+        measures.refunded()
     if tell:
         explain(ending, payload, reason or message_for(task, error_type, category), job_id, replays)
     if ending is not None:
@@ -444,6 +446,8 @@ def settle(order_id: str, *, arrived: bool, by: str) -> Video | None:
     """
     video = videos.settle(order_id, arrived=arrived, by=by)
     if video is not None:
+        if not arrived:
+            measures.refunded()
         for doubtful in video.doubts:
             dead_letters().discard(doubtful, by=by, note="settled")
         end(video)
