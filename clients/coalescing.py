@@ -13,7 +13,10 @@ from dataclasses import dataclass, field
 from itertools import islice, takewhile
 from typing import Any, Generic, TypeVar
 
+from opentelemetry.context import Context, get_current
+
 from classifiers.errors import BillingExhausted, InternalError, JobError, RateLimited, Waiting
+from clients.spans import on_behalf_of
 from reliability.gate import Permit
 
 logger = logging.getLogger(__name__)
@@ -25,11 +28,12 @@ C = TypeVar("C")
 
 @dataclass(frozen=True, slots=True)
 class Waiter(Generic[C]):
-    """One call, and the future that its thread waits on."""
+    """One call, the future that its thread waits on, and the trace that it is part of."""
 
     call: C
     future: Future[Any] = field(default_factory=Future)
     since: float = field(default_factory=time.monotonic)
+    context: Context = field(default_factory=get_current)
 
 
 class Coalescer(Generic[C]):
@@ -152,7 +156,8 @@ class Coalescer(Generic[C]):
 
     def _send_and_settle(self, permit: Permit, waiters: Sequence[Waiter[C]]) -> None:
         try:
-            self._send(permit, waiters)
+            with on_behalf_of([waiter.context for waiter in waiters]):
+                self._send(permit, waiters)
             # Not a JobError: those promise to know whether the call took effect.
             self._fail(waiters, RuntimeError("nobody has settled this call"))
         except Exception as failure:  # noqa: BLE001 - a bug of ours must not leave threads hanging

@@ -27,6 +27,7 @@ from classifiers.errors import (
     Unauthorized,
 )
 from classifiers.http import classify_transport
+from clients.spans import answered, calling
 from config.services import Service
 from reliability.gate import Gate, Permit
 
@@ -134,13 +135,15 @@ class Upstream:
         credential: str | None = None,
         hold: bool = True,
         yields: bool = False,
+        operation: str = "",
         **content: Unpack[Content],
     ) -> httpx.Response:
         """Make one call and return the good answer. *safe*: repeating it cannot double an effect.
 
         One that *yields* lets others have the budget first, where it is short. *credential* is the
         *subject*'s own: refused, it is held for that subject alone. Not so without *hold*, for who
-        can renew it, and will call `close_gate` otherwise.
+        can renew it, and will call `close_gate` otherwise. *operation* is what the call is called
+        where the end of its path will not do.
 
         Raises:
             JobError: what the answer, or its absence, means.
@@ -150,7 +153,9 @@ class Upstream:
         with self._slot():
             permit = self.permit(subject=subject, pace=pace, credential=credential, yields=yields)
             time.sleep(permit.wait)  # the gate has reserved that moment for us
-            answer = self.send(permit, verb, path, credential=credential, hold=hold, **content)
+            answer = self.send(
+                permit, verb, path, credential=credential, hold=hold, operation=operation, **content
+            )
         error = answer.error(safe)
         if error is not None:
             raise error
@@ -198,16 +203,17 @@ class Upstream:
         waiting: int = 1,
         credential: str | None = None,
         hold: bool = True,
+        operation: str = "",
         **content: Unpack[Content],
     ) -> Answer:
         """Make one request, and tell the gate how it went for the *waiting* jobs in it.
 
-        *credential* and *hold* are those of `call`. Never raises for the answer.
+        *credential*, *hold* and *operation* are those of `call`. Never raises for the answer.
         """
+        operation = operation or path.rsplit("/", 1)[-1]
         try:
-            response = self._exchange(verb, path, content)
+            response = self._exchange(verb, path, operation, content)
         except httpx.RequestError as failure:
-            operation = path.rsplit("/", 1)[-1]
             lost = partial(
                 classify_transport, failure, service=self.service.name, operation=operation
             )
@@ -220,16 +226,18 @@ class Upstream:
             self.close_gate(error, credential=credential, subject=permit.subject)
         return replace(answer, come_back=come_back)
 
-    def _exchange(self, verb: str, path: str, content: Content) -> httpx.Response:
+    def _exchange(self, verb: str, path: str, operation: str, content: Content) -> httpx.Response:
         """Return the whole answer."""
         request = self.client.build_request(verb, path, **content)
-        request.stream = sending = Sending(request, self.service.read_timeout)
-        received = bytearray()
-        with closing(self.client.send(request, stream=True)) as answer:
-            for part in answer.iter_bytes():
-                received += part
-                if sending.left <= 0:
-                    raise httpx.ReadTimeout("the answer did not end", request=request)
+        with calling(self.service.name, verb, operation, request.headers) as span:
+            request.stream = sending = Sending(request, self.service.read_timeout)
+            received = bytearray()
+            with closing(self.client.send(request, stream=True)) as answer:
+                answered(span, answer.status_code)
+                for part in answer.iter_bytes():
+                    received += part
+                    if sending.left <= 0:
+                        raise httpx.ReadTimeout("the answer did not end", request=request)
         headers = [item for item in answer.headers.multi_items() if item[0] not in AS_SENT]
         return httpx.Response(
             answer.status_code, headers=headers, content=bytes(received), request=request

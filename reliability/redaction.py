@@ -7,8 +7,12 @@ from base64 import b64decode, b64encode
 from collections.abc import Collection, Mapping
 from dataclasses import fields, is_dataclass
 from datetime import datetime
+from functools import lru_cache
 from math import isfinite
 from typing import Any
+from urllib.parse import quote
+
+from config.settings import settings
 
 HIDDEN = "•••"
 SHORTEST_PART = 4  # a shorter secret is hidden where it is the whole value, not inside of words
@@ -19,7 +23,8 @@ class Redaction:
     """Hides *secrets* from what is written; names of ours, the *spared*, are none of theirs."""
 
     def __init__(self, secrets: Collection[str], spared: Collection[str] = ()) -> None:
-        self._secrets = sorted(filter(None, secrets), key=len, reverse=True)
+        spelled = {spelling for secret in secrets if secret for spelling in spellings(secret)}
+        self._secrets = sorted(spelled, key=len, reverse=True)
         self._spared = spared
 
     def of(self, value: Any, depth: int = 0) -> Any:
@@ -33,6 +38,10 @@ class Redaction:
                 return [self.of(item, depth + 1) for item in value]
             return {self._name(key): self.of(value[key], depth + 1) for key in value}
         return self._text(value if isinstance(value, str) else as_json(value))
+
+    def concerns(self, text: str) -> bool:
+        """Whether `of` could change *text*: a quick look, for what mostly holds no secret."""
+        return not text.isascii() or any(secret in text for secret in self._secrets)
 
     def of_base64(self, raw: str) -> str:
         """Return bytes without secrets; both are base64."""
@@ -55,6 +64,17 @@ class Redaction:
             if len(secret) >= SHORTEST_PART:
                 text = text.replace(secret, HIDDEN)
         return text
+
+
+def spellings(secret: str) -> set[str]:
+    """Return a secret as it is, and as it looks inside of a repr, of JSON and of an address."""
+    return {secret, repr(secret)[1:-1], json.dumps(secret)[1:-1], quote(secret, safe="")}
+
+
+@lru_cache(maxsize=1)
+def redaction() -> Redaction:
+    """Return what hides every secret of this process's settings."""
+    return Redaction(settings().secrets)
 
 
 def unfolded(value: Any) -> Any:

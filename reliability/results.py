@@ -49,6 +49,17 @@ class Results(RedisBackend):
             logger.error("the result of %s was not stored: Redis took nothing too long", task_id)
         return None
 
+    def _get_result_meta(
+        self, result: Any, state: str, traceback: Any, request: Any, *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Add the trace id to what is stored: the word that logs, letters and Sentry have of it."""
+        meta: dict[str, Any] = super()._get_result_meta(
+            result, state, traceback, request, *args, **kwargs
+        )
+        if request is not None:
+            meta["trace_id"] = getattr(request, "root_id", None) or meta.get("task_id")
+        return meta
+
 
 class SentinelResults(Results, SentinelBackend):
     """The same on the master that the Sentinels name."""

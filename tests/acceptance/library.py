@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import signal
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,7 +26,6 @@ PACE = {"RETRY_TIME_SCALE": str(SCALE), "VISIBILITY_TIMEOUT": "3", "WORKER_THREA
 FAST = {"X_RATE": "100"}  # no test waits for the rate of the app
 X_SERVICE = Service("x", 100, 200, max_wait=2.0, connect_timeout=5.0, read_timeout=30.0)
 BOOKMARKS = 200  # of a user, if not said otherwise: three pages
-LINE = re.compile(r"^\[[^\]]*?: (\w+)/[^\]]*\] (.*)$", re.MULTILINE)
 
 _ids = count(1001)
 
@@ -132,7 +130,8 @@ class Library(System):
         """Level and text of what a worker has logged behind so many bytes."""
         log = (of or self.duty).log.read_bytes()[after:].decode()
         levels = logging.getLevelNamesMapping()
-        return [(levels[level], text) for level, text in LINE.findall(log) if level in levels]
+        lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
+        return [(levels[line["level"].upper()], line["event"]) for line in lines]
 
     def clear(self) -> None:
         """Make it as new for the next test."""

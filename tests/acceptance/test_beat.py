@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
 
 import pytest
-from acceptance.conftest import opened
 from acceptance.system import PATIENCE, QUICK, System
+from acceptance.visits import opened
 from fixtures.waiting import eventually
 
 from reliability import keys, liveness
@@ -37,7 +38,8 @@ def all_fresh(system: System) -> bool:
 def sent(*beats) -> Counter[str]:
     """How often each entry was sent, as the beats' own logs have it."""
     lines = [line for beat in beats for line in beat.log.read_text().splitlines()]
-    return Counter(line.split()[-2] for line in lines if "Sending due task" in line)
+    said = [json.loads(line)["event"] for line in lines if "Sending due task" in line]
+    return Counter(event.split()[-2] for event in said)
 
 
 def test_each_queue_is_heard_of_and_stale_where_nobody_serves_it_or_no_beat_runs(watched: System):

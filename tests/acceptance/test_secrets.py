@@ -1,4 +1,4 @@
-"""Whatever goes wrong, no secret gets into a log, a result, a dead letter, Redis or the database."""
+"""Whatever goes wrong, no secret gets anywhere: logs, Redis, the database, Sentry, traces, metrics."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 import httpx
+import pytest
 from acceptance.studio import rehearsal, studio
 from acceptance.system import PATIENCE, System
+from acceptance.visits import opened
+from fixtures.ingest import Ingest
 from fixtures.waiting import eventually
 
 from sandbox.rehearsal import Part
@@ -30,7 +33,36 @@ def places(system: System, secret: str) -> list[str]:
     return [path.name for path in files if any(form in path.read_bytes() for form in forms)]
 
 
-def test_no_secret_is_left_anywhere(office: System, order: str):
+@pytest.fixture
+def office(site, sentry: Ingest, collector: Ingest, tmp_path) -> Iterator[System]:
+    """A system that tells everybody who wants to know."""
+    env = {"SENTRY_DSN": sentry.dsn} | OPEN | told_to(collector)
+    with opened(tmp_path / "office", site, **env) as system:
+        system.caller  # noqa: B018 - it starts beside the worker
+        system.worker()
+        system.portal.begin()
+        yield system
+
+
+OPEN = {"METRICS_PUBLIC": "true"}
+
+
+def told_to(collector: Ingest) -> dict[str, str]:
+    return {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{collector.port}",
+        "OTEL_EXPORTER_OTLP_HEADERS": "authorization=Bearer%20s3cret-of-the-collector",
+    }
+
+
+def keep(system: System, **told: Ingest) -> None:
+    """Put beside its logs what a system has told others; its workers have to have ended."""
+    for name, ingest in told.items():
+        (system.stack.folder / f"{name}.told").write_bytes(b"\n".join(b for _, b in ingest.posted))
+    metrics = httpx.get(f"{system.stack.url('api')}/metrics", trust_env=False)
+    (system.stack.folder / "metrics.told").write_bytes(metrics.content)
+
+
+def test_no_secret_is_left_anywhere(office: System, order: str, sentry: Ingest, collector: Ingest):
     env = office.stack.env
     url = env["BITRIX_WEBHOOK_URL"]
     add = {"method": "crm.deal.add", "about": order}
@@ -65,6 +97,8 @@ def test_no_secret_is_left_anywhere(office: System, order: str):
         httpx.post(f"{office.stack.url('api')}/webhooks/bitrix", data=form, trust_env=False)
     eventually(lambda: len(office.ended(jobs)) == len(jobs), within=30)
     office.calm()
+    office.stack.processes[0].stop()
+    keep(office, sentry=sentry, collector=collector)
     api.kill()
     secrets = {
         "webhook code": urlsplit(url).path.split("/")[-2],
@@ -72,17 +106,22 @@ def test_no_secret_is_left_anywhere(office: System, order: str):
         "admin token": env["ADMIN_TOKEN"],
         "password of Redis": office.stack.redis.password,
         "password of Flower": env["FLOWER_BASIC_AUTH"].partition(":")[2],
+        "key of Sentry": urlsplit(sentry.dsn).username,
+        "key of the collector": "s3cret-of-the-collector",
     }
 
     # The search finds what is there, as it is and inside of messages.
     for kind in ("perennial.db", "worker.log", "appendonly.aof"):
         assert any(name.startswith(kind) for name in places(office, order))
+    assert any({"sentry.told", "collector.told"} <= set(places(office, job)) for job in jobs)
+    assert "metrics.told" in places(office, "bitrix.create_deal")
     assert {name: at for name, secret in secrets.items() if (at := places(office, secret))} == {}
 
 
-def test_no_secret_of_a_video_is_left_anywhere(tmp_path):
+def test_no_secret_of_a_video_is_left_anywhere(tmp_path, sentry: Ingest, collector: Ingest):
     with studio(tmp_path) as system, rehearsal(system) as player:
         env = system.stack.env
+        env |= {"SENTRY_DSN": sentry.dsn} | OPEN | told_to(collector)
         key, token = env["KIE_API_KEY"], env["TELEGRAM_BOT_TOKEN"]
         of_kie = f"cannot serve {env['KIE_BASE_URL']} with Bearer {key}, {key}"
         of_bot = f"cannot serve {env['TELEGRAM_BASE_URL']}/bot{token}/sendVideo, {token}"
@@ -103,7 +142,7 @@ def test_no_secret_of_a_video_is_left_anywhere(tmp_path):
                 "telegram": bot("error", code="unauthorized", status=401, description=of_bot)
             },
         }
-        system.worker()
+        worker = system.worker()
         cast = [
             Part(n, Scenario("told", SCENARIOS[0].end, **found)) for n, found in enumerate(failures)
         ]
@@ -125,6 +164,8 @@ def test_no_secret_of_a_video_is_left_anywhere(tmp_path):
             httpx.post(f"{door}/telegram", json={"update_id": 1}, headers=sent, trust_env=False)
         httpx.post(f"{door}/kie/nobody", json={"data": {"taskId": "1"}}, trust_env=False)
         player.rest()
+        worker.stop()
+        keep(system, sentry=sentry, collector=collector)
         died = {letter.error_type for letter in system.open_letters()}
         secrets = {
             "key of KIE": key,
@@ -136,6 +177,7 @@ def test_no_secret_of_a_video_is_left_anywhere(tmp_path):
         assert died == {"InvalidData", "OutcomeUnknown"}
         for kind in ("perennial.db", "worker.log", "appendonly.aof"):
             assert any(name.startswith(kind) for name in places(system, cast[0].order))
+        assert {"sentry.told", "collector.told"} <= set(places(system, "video.send"))
         assert {
             name: at for name, secret in secrets.items() if (at := places(system, secret))
         } == {}
