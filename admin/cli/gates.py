@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import time
-
 import click
 
-from admin import view
+from admin import repair, view
 from admin.cli.common import as_json, guarded, plain, print_rows, who
 from config.services import Service, services
-from reliability.parking import parking
 
 
 @click.group()
@@ -51,9 +48,7 @@ def gate_pause(service: Service, note: str) -> None:
 @guarded
 def gate_resume(service: Service) -> None:
     """Open the gate; the jobs that wait for it come back in order, paced to the budget."""
-    door = view.gate_of(service)
-    door.resume()
-    freed = parking().release_service(service.name, start=time.time(), spacing=door.spacing)
+    freed = repair.resume(service)
     click.echo(f"{service.name} is open, {freed} jobs come back")
 
 

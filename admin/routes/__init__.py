@@ -1,0 +1,1 @@
+"""The routes of the HTTP door, a file for each subject."""

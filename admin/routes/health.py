@@ -1,0 +1,57 @@
+"""How this process is, whether work can be done, and the figures for Prometheus."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Depends, Request
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response
+
+from admin import readiness
+from admin.metrics import exposition
+from admin.routes.access import REFUSALS, UNUSABLE, admit, scheme
+from admin.routes.shapes import Answer, Readiness, Up
+from config.settings import settings
+
+router = APIRouter(tags=["health"], default_response_class=Answer)
+
+
+@router.get("/health", response_model=Up)
+async def health() -> Answer:
+    """Say that this process answers. It asks nobody: restart the process where it does not."""
+    return Answer({"status": "ok"})
+
+
+@router.get(
+    "/ready",
+    response_model=Readiness,
+    responses=UNUSABLE | {503: {"model": Readiness, "description": "Something is not well."}},
+)
+def ready(canaries: bool = True) -> Answer:
+    """Say whether work can be done: Redis, database and broker answer, and each queue is served.
+
+    A queue is served if a worker has come to one of its canaries, which beat sends each 30 s,
+    within the last two minutes. For a load balancer in front of this API, ask with
+    `canaries=false`: webhooks are to be taken, too, while no worker runs. It names no host, and
+    needs no token.
+    """
+    checks = [check.row() for check in readiness.checks(canaries=canaries)]
+    well = all(check["ok"] for check in checks)
+    content = {"status": "ready" if well else "not ready", "checks": checks}
+    return Answer(content, 200 if well else 503)
+
+
+@router.get(
+    "/metrics",
+    response_class=Response,
+    dependencies=[Depends(scheme)],
+    responses={
+        200: {"content": {"text/plain": {"schema": {"type": "string"}}}},
+        **REFUSALS,
+    },
+)
+async def metrics(request: Request) -> Response:
+    """Give the figures as Prometheus reads them; without a token if `METRICS_PUBLIC` is set."""
+    if not settings().metrics_public:
+        await admit(request)
+    return Response(await run_in_threadpool(exposition), media_type=CONTENT_TYPE_LATEST)
