@@ -7,10 +7,15 @@ line win, so `--address=0.0.0.0` opens it to a network on purpose.
 import secrets
 from logging import getLogger
 
+from admin.flower import install as _install
 from config.settings import settings
+from tasks.logs import dress as _dress
 
 address = "127.0.0.1"
 read_only = True
+
+_dress(getLogger())
+_install()
 
 _login = settings().flower_basic_auth
 if _login is None:

@@ -37,15 +37,11 @@ def upgrade(url: str | None = None) -> None:
     """
     # An engine of its own leaves no connection behind: workers fork after this.
     engine = database.build(url or settings().database_url, patience=PATIENCE, pooled=False)
-    scripts = ScriptDirectory.from_config(_config())
-    newest = scripts.get_current_head()
     with engine.connect() as connection:
-        present = _revision(connection)
+        present, newest = revisions(connection)
     if present == newest:
         return
-    if present is not None and present not in {
-        script.revision for script in scripts.walk_revisions()
-    }:
+    if present not in known():
         _log.warning("the schema (%s) is newer than this release (%s)", present, newest)
         return
     with _alone(engine) as connection:
@@ -53,6 +49,16 @@ def upgrade(url: str | None = None) -> None:
         command.upgrade(_config(connection), "head")
     if present != newest:
         _log.info("the schema went from %s to %s", present or "nothing", newest)
+
+
+def revisions(connection: Connection) -> tuple[str | None, str | None]:
+    """Return the revision of the schema that is there, None for none, and the newest we know."""
+    return _revision(connection), _scripts().get_current_head()
+
+
+def known() -> set[str | None]:
+    """Return every revision that this release knows, and None for an empty database."""
+    return {None, *(script.revision for script in _scripts().walk_revisions())}
 
 
 @contextmanager
@@ -66,6 +72,10 @@ def _alone(engine: Engine) -> Iterator[Connection]:
 
 def _revision(connection: Connection) -> str | None:
     return MigrationContext.configure(connection).get_current_revision()
+
+
+def _scripts() -> ScriptDirectory:
+    return ScriptDirectory.from_config(_config())
 
 
 def _config(connection: Connection | None = None) -> Config:
