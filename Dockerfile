@@ -15,21 +15,22 @@ RUN /opt/perennial/bin/python -m pip install --no-deps --no-build-isolation . \
 FROM python:${PYTHON}-slim
 # PYTHONUNBUFFERED: a container's last words must not stay in a buffer.
 ENV PATH=/opt/perennial/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
-    SPOOL_DIR=/var/lib/perennial/spool MEDIA_DIR=/var/lib/perennial/media
-# The folder of a volume is made here, or the volume would be root's.
+    SPOOL_DIR=/var/lib/perennial/spool MEDIA_DIR=/var/lib/perennial/media \
+    HEARTBEAT_FILE=/tmp/heartbeat
+# The folders of volumes are made here, or the volumes would be root's. Dead letters that Redis would
+# not take wait in the one, videos that are not delivered yet in the other; everything else is in
+# Redis and PostgreSQL. Side by side, not one in the other: Docker stumbles over that when several
+# containers begin with such volumes at once.
 RUN useradd --system --uid 10001 --home-dir /app --shell /usr/sbin/nologin perennial \
     && install --directory --owner perennial --group nogroup \
-        /var/lib/perennial /var/lib/perennial/media
+        /var/lib/perennial /var/lib/perennial/spool /var/lib/perennial/media
 COPY --from=build /opt/perennial /opt/perennial
 WORKDIR /app
 COPY flowerconfig.py LICENSE ./
 USER perennial
-# Dead letters that Redis would not take wait here, and videos that are not delivered yet; everything
-# else is in Redis and PostgreSQL.
-VOLUME /var/lib/perennial
 # SIGTERM lets a worker finish what it has begun.
 STOPSIGNAL SIGTERM
-# A worker's own answer to a ping, by way of the broker. Other processes have another check.
-HEALTHCHECK --interval=30s --timeout=20s --start-period=60s --retries=3 \
-    CMD ["sh", "-c", "celery -A tasks inspect ping --timeout 10 --destination celery@$(hostname)"]
+# Of a worker and of beat, whose loop turns twice a minute at least. Other processes have another.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
+    CMD ["sh", "-c", "find $HEARTBEAT_FILE -newermt '60 seconds ago' | grep -q ."]
 CMD ["celery", "-A", "tasks", "worker", "--loglevel", "INFO"]

@@ -5,10 +5,10 @@ BIN := .venv/bin
 SOURCES := admin classifiers clients config reliability sandbox storage tasks celeryconfig.py flowerconfig.py
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test check lint types bench lock docs clean
+.PHONY: help setup demo test compose-test check lint types bench lock docs pictures clean
 
 help: ## say what can be made
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 setup: .venv/ready ## create .venv from the lock and install the project (editable)
 
@@ -27,6 +27,10 @@ demo: setup ## run the main job on this machine, with embedded defaults; KEEP=1 
 test: setup ## run the whole suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
+# Not a part of `test`: it makes a small Debian first, which takes as long as half of the suite.
+compose-test: setup ## bring docker-compose.yml up with an engine of its own (Debian, root), drive it
+	COMPOSE=1 $(BIN)/python -m pytest -s -v tests/deployment
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -44,12 +48,15 @@ COMPILE := $(BIN)/uv pip compile --quiet --generate-hashes --universal --no-head
 
 lock: setup ## compile the locks anew from pyproject.toml: everything, and what the image needs
 	$(COMPILE) --all-extras --group dev --output-file requirements.lock pyproject.toml
-	echo 'setuptools>=77' | $(COMPILE) --extra postgres --constraint requirements.lock \
+	echo 'setuptools>=77' | $(COMPILE) --extra postgres --extra opentelemetry --constraint requirements.lock \
 		--output-file requirements-run.lock pyproject.toml -
 
 docs: setup ## write the generated pages anew
 	$(BIN)/python -m config.policy_page > docs/failures.md
 	$(BIN)/python -m config.settings_page > docs/configuration.md
+
+pictures: setup ## take the pictures of the console for the docs anew (chromium, pngquant)
+	PYTHONPATH=tests $(BIN)/python -m fixtures.pictures
 
 clean: ## remove what was made here
 	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache

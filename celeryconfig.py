@@ -14,19 +14,29 @@ imports = (
     "tasks.telegram",
     "tasks.video",
     "tasks.bookmarks",
+    "tasks.integration",
     "tasks.replay",
     "tasks.failures",
     "tasks.upkeep",
     "tasks.caretaker",
+    "tasks.measures",
     "tasks.lifecycle",
+    "tasks.heartbeat",
+    "tasks.logs",
+    "tasks.reports",
+    "tasks.spans",
 )
 
-# -- broker: our transport on Redis (reliability/transport.py)
+# -- broker: our transport on Redis (reliability/transport.py) or RabbitMQ (reliability/rabbitmq.py)
 broker_url = _config.broker_url
 if broker_url.startswith("sentinel"):
     broker_transport = "reliability.transport:SentinelTransport"
 elif broker_url.startswith("redis"):
     broker_transport = "reliability.transport:Transport"
+elif broker_url.startswith("amqps"):
+    broker_transport = "reliability.rabbitmq:SecureTransport"
+elif broker_url.startswith("amqp"):
+    broker_transport = "reliability.rabbitmq:Transport"
 if broker_url.startswith("rediss"):
     broker_use_ssl = {"ssl_cert_reqs": "required"}
 broker_transport_options = {
@@ -40,6 +50,7 @@ broker_transport_options = {
     "max_connections": _config.valkey_max_connections,
     "master_name": _config.redis_sentinel_master,
 }
+broker_heartbeat = 10  # s, on RabbitMQ: who is cut off is noticed, and its jobs come back, after 20
 broker_connection_retry_on_startup = True  # a worker may be up before its Redis
 broker_connection_max_retries = None  # and outlives it
 task_publish_retry_policy = {"max_retries": 3, "interval_start": 0, "interval_step": 0.2}
@@ -53,6 +64,7 @@ _queues = {
     "video.handle_press": "telegram",
     "video.*": "kie",
     "bookmarks.*": "x",
+    "integration.*": "integration",
     "replay.*": "upkeep",
     "upkeep.*": "upkeep",
 }
@@ -109,6 +121,7 @@ beat_max_loop_interval = 30  # s; silent for twice as long, it is ill (its answe
 beat_schedule = {
     "trim": _each(3600.0, "upkeep.trim"),  # 10,000 letters are a day of a bad month
     "compensate": _each(60.0, "upkeep.compensate"),  # what is owed is money; it was late before
+    "ramps": _each(60.0, "upkeep.ramps"),  # a run that a crash has left alone is waited for
     **{
         # A queue that is left alone on purpose would only fill up with them.
         f"canary-{queue}": _each(30.0, "upkeep.canary", queue=queue) | {"kwargs": {"queue": queue}}

@@ -6,7 +6,7 @@ import argparse
 
 from rich.console import Console
 
-from bench import crawls, flight, kills, letters, noop, portal, repairs, videos
+from bench import crawls, flight, kills, letters, noop, outages, portal, repairs, videos
 
 TABLES = {
     "noop": noop.run,
@@ -17,6 +17,7 @@ TABLES = {
     "video-kills": videos.run,
     "video-flight": flight.run,
     "crawls": crawls.run,
+    "outages": outages.run,
 }
 
 

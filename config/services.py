@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from config.settings import Settings, settings
+from config.settings import Destination, Settings, settings
 
 # s an update waits for the create that was probably sent just before it, and a deal for a contact
 PREDECESSOR_GRACE = 10.0
@@ -157,6 +157,19 @@ def x(settings: Settings) -> Service:
     )
 
 
+def integration(name: str, destination: Destination) -> Service:
+    """One destination of messages. Each has its own gate: a dead one holds up no other."""
+    return Service(
+        name=f"integration-{name}",
+        rate=destination.rate,
+        burst=math.ceil(destination.rate),  # nobody documents one; a second's worth
+        max_wait=2.0,
+        connect_timeout=5.0,
+        read_timeout=60.0,  # a server checks and indexes a whole transaction before it answers
+        in_flight=16,
+    )
+
+
 PAGE = 90  # bookmarks; UPSTREAMS 4: with 100 the listing may end early
 CHECKPOINT_EVERY = 10  # bookmarks stored, with the checkpoint, in one transaction
 # s after which a crawl lets others have its thread: it comes back behind them
@@ -203,4 +216,12 @@ def scaled(seconds: float) -> float:
 def services() -> tuple[Service, ...]:
     """Every upstream we know how to call."""
     config = settings()
-    return (bitrix(config), kie(config), kie_queries(config), telegram(config), x(config))
+    destinations = config.destinations.items()
+    return (
+        bitrix(config),
+        kie(config),
+        kie_queries(config),
+        telegram(config),
+        x(config),
+        *(integration(name, destination) for name, destination in destinations),
+    )

@@ -10,8 +10,12 @@ from urllib.parse import quote, unquote, urlsplit
 
 from click import ClickException
 from pydantic import (
+    BaseModel,
+    ConfigDict,
     Field,
     SecretStr,
+    StringConstraints,
+    TypeAdapter,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -28,8 +32,24 @@ class ConfigurationError(ClickException):
 
 
 REDIS_SCHEMES = ("redis://", "rediss://", "sentinel://")
+DSN = r"https?://[^/?#\s@:]+(:[^/?#\s@]*)?@[^/?#\s@]+(/[^?#\s]*)?/\d+"
 URL_SAFE = str.maketrans("+/", "-_")  # the two alphabets of base64
 KEY_BYTES = 32  # of a Fernet key
+
+
+class Destination(BaseModel):
+    """Where messages are delivered: a FHIR server; *rate* is in requests per second."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    url: Annotated[str, StringConstraints(pattern=r"^https?://[^/?#\s@]+(/[^?#\s]*)?$")]
+    token: SecretStr | None = None
+    rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 10.0
+
+
+# The name becomes a part of the gate's: `integration-lab`.
+DestinationName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,30}$")]
+DESTINATIONS = TypeAdapter(dict[DestinationName, Destination])
 
 
 class Settings(BaseSettings):
@@ -197,10 +217,22 @@ class Settings(BaseSettings):
         ),
     ] = None
 
+    integration_destinations: Annotated[
+        SecretStr | None,
+        Field(
+            description="Where messages may be delivered, by name: JSON such as "
+            '`{"lab": {"url": "https://fhir.example.com/r4", "token": "…", "rate": 10}}`; the rate '
+            "is in requests per second (a secret)."
+        ),
+    ] = None
+
     admin_token: Annotated[
         SecretStr | None,
         Field(description="Bearer token of the admin API; without it the API stays closed."),
     ] = None
+    metrics_public: Annotated[
+        bool, Field(description="Whether `/metrics` of the API needs no bearer token.")
+    ] = False
     flower_basic_auth: Annotated[
         SecretStr | None,
         Field(description="user:password of Flower; without it Flower makes one up and says so."),
@@ -208,6 +240,31 @@ class Settings(BaseSettings):
     flower_url: Annotated[
         str, Field(description="Where people reach Flower, for links from our own pages.")
     ] = ""
+    log_format: Annotated[
+        str,
+        Field(
+            description="`json` or `console`; without it JSON, and console where a log goes to a "
+            "terminal."
+        ),
+    ] = ""
+    sentry_dsn: Annotated[
+        SecretStr | None,
+        Field(
+            description="Where Sentry takes events, https://key@host/project; without it nothing "
+            "is sent (a secret)."
+        ),
+    ] = None
+    otel_exporter_otlp_endpoint: Annotated[
+        str,
+        Field(
+            description="Where an OpenTelemetry collector takes spans by HTTP, http://host:4318; "
+            "needs the extra `opentelemetry`. The other variables of that standard count, too."
+        ),
+    ] = ""
+    otel_exporter_otlp_headers: Annotated[
+        SecretStr | None,
+        Field(description="What goes with them, name=value,… (a secret)."),
+    ] = None
     max_retries: Annotated[
         int, Field(ge=0, description="Retries of a failure that may pass by itself.")
     ] = 5
@@ -223,6 +280,13 @@ class Settings(BaseSettings):
     worker_threads: Annotated[
         int, Field(ge=1, description="Jobs one worker process runs at a time.")
     ] = 128
+    heartbeat_file: Annotated[
+        str,
+        Field(
+            description="File that a worker touches every two seconds and beat at least every "
+            "thirty, for health checks; the image has one. Without it none."
+        ),
+    ] = ""
 
     @field_validator("redis_url_", "valkey_url_", "celery_broker_url_")
     @classmethod
@@ -256,7 +320,13 @@ class Settings(BaseSettings):
             raise ValueError("must look like https://portal.bitrix24.com/rest/1/code/")
         return SecretStr(url.rstrip("/") + "/")
 
-    @field_validator("kie_base_url", "telegram_base_url", "x_base_url", "public_url")
+    @field_validator(
+        "kie_base_url",
+        "telegram_base_url",
+        "x_base_url",
+        "public_url",
+        "otel_exporter_otlp_endpoint",
+    )
     @classmethod
     def _is_a_base_url(cls, value: str) -> str:
         url = value.strip()
@@ -265,6 +335,20 @@ class Settings(BaseSettings):
             raise ValueError("must look like https://host, without a question mark or a login")
         return url.rstrip("/")
 
+    @field_validator("log_format")
+    @classmethod
+    def _is_a_log_format(cls, value: str) -> str:
+        if value not in {"", "json", "console"}:
+            raise ValueError("must be json or console")
+        return value
+
+    @field_validator("sentry_dsn")
+    @classmethod
+    def _is_a_dsn(cls, value: SecretStr | None) -> SecretStr | None:
+        if value and not re.fullmatch(DSN, value.get_secret_value().strip()):
+            raise ValueError("must look like https://key@host/project")
+        return value and SecretStr(value.get_secret_value().strip())
+
     @field_validator("telegram_bot_token")
     @classmethod
     def _is_a_bot_token(cls, value: SecretStr | None) -> SecretStr | None:
@@ -272,6 +356,21 @@ class Settings(BaseSettings):
         if value and not re.fullmatch(r"[A-Za-z0-9:_-]+", value.get_secret_value().strip()):
             raise ValueError("must look like 123456:ABC-DEF…")
         return value and SecretStr(value.get_secret_value().strip())
+
+    @field_validator("integration_destinations")
+    @classmethod
+    def _are_destinations(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None:
+            return None
+        try:
+            DESTINATIONS.validate_json(value.get_secret_value())
+        except ValidationError as error:  # its own text would quote the tokens
+            where = ", ".join(dict.fromkeys(str(e["loc"][0]) for e in error.errors() if e["loc"]))
+            raise ValueError(
+                'must be JSON such as {"lab": {"url": "https://host/r4", "token": "…"}}, with '
+                f"names of small letters, digits and dashes{where and f' (look at {where})'}"
+            ) from None
+        return value
 
     @field_validator("credentials_key")
     @classmethod
@@ -332,8 +431,16 @@ class Settings(BaseSettings):
             "kie": "" if self.kie_api_key else "KIE_API_KEY is not set",
             "telegram": "" if self.telegram_bot_token else "TELEGRAM_BOT_TOKEN is not set",
             "x": self._x_obstacle(),
+            "integration": "" if self.destinations else "INTEGRATION_DESTINATIONS is not set",
             "upkeep": "",  # what we do for ourselves; it calls no upstream
         }
+
+    @property
+    def destinations(self) -> dict[str, Destination]:
+        """Where messages may be delivered, by name."""
+        if self.integration_destinations is None:
+            return {}
+        return DESTINATIONS.validate_json(self.integration_destinations.get_secret_value())
 
     def _x_obstacle(self) -> str:
         # A stand-in may serve users whose tokens never end; of X itself there are none.
@@ -365,8 +472,15 @@ class Settings(BaseSettings):
         if self.bitrix_webhook_url is not None:
             path = urlsplit(self.bitrix_webhook_url.get_secret_value()).path
             values.append(path.rstrip("/").rsplit("/", 1)[-1])
+        if self.sentry_dsn is not None:
+            values.append(urlsplit(self.sentry_dsn.get_secret_value()).username or "")
+        if self.otel_exporter_otlp_headers is not None:
+            given = self.otel_exporter_otlp_headers.get_secret_value().split(",")
+            encoded = [header.partition("=")[2].strip() for header in given]
+            values += [*encoded, *map(unquote, encoded)]
         if self.credentials_key is not None:
             values += self.credentials_key.get_secret_value().split(",")
+        values += [to.token.get_secret_value() for to in self.destinations.values() if to.token]
         if self.telegram_bot_token is not None:  # what comes first is the id of the bot
             values.append(self.telegram_bot_token.get_secret_value().partition(":")[2])
         return tuple(dict.fromkeys(value for value in values if value))

@@ -1,12 +1,15 @@
 """The parked jobs: every wait of ours, readable and movable by hand.
 
-The transport writes them (`park.lua`) and moves them back when they are due (`take.lua`).
+The transport writes them (`park.lua`) and moves them back when they are due (`take.lua`). Each of
+them stands in a sorted set of its kind, too, which is the upstream it waits for and the reason:
+whoever takes one out takes it out of there (`unpark.lua`).
 """
 
 from __future__ import annotations
 
 import base64
 import json
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +32,7 @@ from classifiers.errors import (
 from config.settings import settings
 from reliability import keys
 from reliability.connection import redis
+from reliability.counters import label
 from reliability.scripts import script
 
 # What a closed gate says, and the answers that close one.
@@ -38,7 +42,9 @@ GATE_REASONS = frozenset(kind.__name__ for kind in (*CLOSED, *CLOSING))
 # What waits for news, and may come back as soon as there are some.
 NEWS_REASONS = frozenset(kind.__name__ for kind in (OutcomeUnknown, Pending))
 END_OF_TIME = 253_402_300_800.0  # the year 10000, which no clock shows
+SCHEDULED = "Scheduled"  # the reason of a job that was to come later from the outset
 CHUNK = 500  # jobs read per round trip
+MOST_SEARCHED = 2_000  # jobs that one page looks through for those of a filter: about 0.1 s
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +52,9 @@ class Parked:
     """One waiting job. *since* and *due* are unix seconds; *attempts* counts spent retries.
 
     *accepted_at* is when `delay()` took it, or the first that is known of it. *replays* counts how
-    often a person has sent it again. *code* is the upstream's own word for
-    the *reason*, or the id of the hold; *payload_version* is what the message says of that.
+    often a person has sent it again. *code* is the upstream's own word for the *reason*, or the id
+    of the hold; *payload_version* is what the message says of that. *trace_id* is the word that it
+    has in common with its parents and children.
     """
 
     message_id: str
@@ -66,6 +73,33 @@ class Parked:
     replays: int
     history: Sequence[dict[str, Any]]
     payload_version: Any
+    trace_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """The jobs that wait for one *service* for one *reason*.
+
+    *oldest* is when the one was accepted that has been under way for longest, in unix seconds; None
+    where none waits any more.
+    """
+
+    service: str
+    reason: str
+    count: int
+    oldest: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ParkedPage:
+    """Some waiting jobs, soonest first, and where to go on: `cursor` is empty on the last page.
+
+    With a filter a page may hold fewer jobs than asked for, or none, and not be the last: it ends
+    after `MOST_SEARCHED` jobs that were looked through.
+    """
+
+    jobs: tuple[Parked, ...]
+    cursor: str = ""
 
 
 class Parking:
@@ -76,10 +110,38 @@ class Parking:
         self._parked = f"{prefix}{keys.PARKED}"
         self._due = f"{prefix}{keys.PARKED_DUE}"
         self._release = client.register_script(script("release"))
+        self._unpark = client.register_script(script("unpark"))
 
     def count(self) -> int:
         """Return how many jobs wait."""
         return self._client.zcard(self._due)
+
+    def kinds(self) -> list[Kind]:
+        """Count the waiting jobs by service and reason, and also those of which there were some."""
+        names = sorted(cast("set[str]", self._client.smembers(f"{self._parked}:kinds")))
+        with self._client.pipeline(transaction=False) as look:
+            for name in names:
+                look.zcard(f"{self._parked}:of:{name}")
+                look.zrange(f"{self._parked}:of:{name}", 0, 0, withscores=True)
+            found = iter(look.execute())
+        return [
+            Kind(service, reason, count, oldest[0][1] if oldest else None)
+            for (service, reason), count, oldest in zip(
+                (name.split(" ") for name in names), found, found, strict=True
+            )
+        ]
+
+    def overdue(self) -> float:
+        """Return for how many seconds the soonest job has been due, 0 if none is.
+
+        Where workers are at work that is a second at most.
+        """
+        with self._client.pipeline(transaction=False) as look:
+            look.time()
+            look.zrange(self._due, 0, 0, withscores=True)
+            (seconds, microseconds), soonest = look.execute()
+        now = float(seconds + microseconds / 1_000_000)
+        return max(0.0, now - soonest[0][1]) if soonest else 0.0
 
     def jobs(self, limit: int | None = None) -> Iterator[Parked]:
         """Yield the waiting jobs, soonest first, without reading more than asked for."""
@@ -91,6 +153,34 @@ class Parking:
                 return
             yield from (job for job in page if job is not None)
             start = stop
+
+    def page(
+        self,
+        *,
+        limit: int = 100,
+        cursor: str = "",
+        task: str = "",
+        service: str = "",
+        reason: str = "",
+    ) -> ParkedPage:
+        """Return up to *limit* waiting jobs, soonest first, from where the last page has ended.
+
+        By time and not by rank: jobs leave and come meanwhile. With a *task*, *service* or *reason*
+        only those.
+        """
+        wanted = {"task": task, "service": service, "reason": reason}
+        wanted = {name: value for name, value in wanted.items() if value}
+        found: list[Parked] = []
+        last, looked_at = cursor, 0
+        for chunk in self._chunks_from(cursor, CHUNK if wanted else min(limit + 1, CHUNK)):
+            for message_id, due, stored in chunk:
+                if len(found) == limit or looked_at == MOST_SEARCHED:
+                    return ParkedPage(tuple(found), last)
+                looked_at, last = looked_at + 1, f"{due!r}:{message_id}"
+                job = _read(message_id, stored, due) if stored is not None else None
+                if job and all(getattr(job, name) == value for name, value in wanted.items()):
+                    found.append(job)
+        return ParkedPage(tuple(found))
 
     def get(self, message_id: str) -> Parked | None:
         """Return one waiting job, or None if it does not wait (any more)."""
@@ -162,12 +252,36 @@ class Parking:
 
     def cancel(self, message_id: str) -> Parked | None:
         """Take a job out for good and return it; None if it does not wait (any more)."""
-        job = self.get(message_id)
-        with self._client.pipeline() as pipe:
-            pipe.zrem(self._due, message_id)
-            pipe.hdel(self._parked, message_id)
-            removed, _ = pipe.execute()
-        return job if removed else None
+        taken = self._unpark(keys=[self._parked, self._due], args=[message_id])
+        return _read(message_id, taken[1], float(taken[0])) if taken else None
+
+    def _chunks_from(self, cursor: str, size: int) -> Iterator[list[tuple[str, float, str | None]]]:
+        """Yield id, due and message of what comes after a cursor, chunk by chunk."""
+        at, _, last = cursor.partition(":")
+        place = (float(at), last) if at else (-math.inf, "")
+        offset = 0  # among the jobs that are due at the very same time
+        while True:
+            waiting = cast(
+                "list[tuple[str, float]]",
+                self._client.zrange(
+                    self._due,
+                    repr(place[0]),
+                    "+inf",
+                    byscore=True,
+                    offset=offset,
+                    num=size,
+                    withscores=True,
+                ),
+            )
+            rest = [each for each in waiting if each[::-1] > place]
+            if rest:
+                ids = [message_id for message_id, _ in rest]
+                stored = cast("list[str | None]", self._client.hmget(self._parked, ids))
+                yield [(*each, item) for each, item in zip(rest, stored, strict=True)]
+                place = rest[-1][::-1]
+            if len(waiting) < size:
+                return
+            offset = 0 if rest else offset + size
 
     def _page(self, start: int, stop: int) -> list[Parked | None]:
         ids = cast(
@@ -189,7 +303,8 @@ def parking() -> Parking:
 
 
 def _read(message_id: str, stored: str, due: float) -> Parked:
-    list_key, _, since, raw = stored.split("\n", 3)
+    list_key, _, parked, raw = stored.split("\n", 3)
+    since = float(parked.split(" ", 1)[0])
     message = json.loads(raw)
     headers = message["headers"]
     args, kwargs = _arguments(message)
@@ -199,19 +314,37 @@ def _read(message_id: str, stored: str, due: float) -> Parked:
         task=headers.get("task", ""),
         args=args,
         kwargs=kwargs,
-        reason=parking.get("reason", "Scheduled"),
+        reason=parking.get("reason", SCHEDULED),
         service=parking.get("service", ""),
         code=parking.get("code", ""),
         detail=parking.get("detail", ""),
         queue=list_key.split("\x06\x16", 1)[0],
-        accepted_at=_accepted_at(headers, float(since)),
-        since=float(since),
+        accepted_at=_accepted_at(headers, since),
+        since=since,
         due=due,
         attempts=sum((headers.get("spent") or {}).values()),
         replays=replays if isinstance(replays := headers.get("replays"), int) else 0,
         history=headers.get("history") or [],
         payload_version=headers.get("payload_version", 1),
+        trace_id=str(headers.get("root_id") or message_id),
     )
+
+
+def kind_of(headers: Mapping[str, Any]) -> str:
+    """Return service and reason of a job that is about to be parked, as words with a space."""
+    facts = headers.get("parking")
+    if not isinstance(facts, Mapping):
+        facts = {}
+    service, reason = facts.get("service") or "", facts.get("reason") or SCHEDULED
+    return f"{label(str(service))} {label(str(reason))}"
+
+
+def under_way_since(headers: Mapping[str, Any], now: float) -> float:
+    """Return when somebody began to wait for a job; who has sent it again did so then."""
+    again = headers.get("sent_again_at")
+    if isinstance(again, int | float) and 0 < again < END_OF_TIME:
+        return float(again)
+    return _accepted_at(headers, now)
 
 
 def _accepted_at(headers: Mapping[str, Any], parked_at: float) -> float:

@@ -26,7 +26,6 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
 from functools import cache
 from typing import Any, ClassVar
 
@@ -38,7 +37,8 @@ from redis.commands.core import Script
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError
 
-from reliability import keys
+from reliability import keys, parking
+from reliability.envelopes import due_at
 from reliability.holding import Keeper, Ledger, Message, Patience, QoS, refusals
 from reliability.quarantine import count_death, suspected
 from reliability.scripts import script
@@ -49,6 +49,8 @@ MOVE_AT_MOST = 200  # parked jobs per visit: keeps one script under a few millis
 TAKE_AT_MOST = 128  # messages per visit, likewise
 RESTORE_AT_MOST = 500  # abandoned messages per beat, likewise
 ACKS_AT_MOST = 1000  # Lua's unpack() refuses some 8,000
+REPLICA_WITHIN = 1000  # ms; a replica that keeps up has a job within one or two
+ALONE_FOR = 5.0  # s until a master without replicas is asked again whether it has some
 BEATS_MISSED = 4  # then a message counts as abandoned; the fifth beat finds it within the timeout
 
 
@@ -60,15 +62,23 @@ class Channel(stock.Channel):
 
     #: Longest sleep on the bells, in seconds: what a lost ring or a stock publisher costs at most.
     bell_timeout = 1.0
-    from_transport_options = (*stock.Channel.from_transport_options, "bell_timeout")
+    from_transport_options = (
+        *stock.Channel.from_transport_options,
+        "bell_timeout",
+        "waits_for_replica",
+    )
 
     #: Longest time a worker lets its jobs end to be alone with a suspect, in seconds: more than
     #: nearly every job takes; one that hangs must not close its worker.
     patience = 60.0
 
+    #: Whether a job counts as accepted only when a replica has it, too.
+    waits_for_replica = False
+
     #: Set when the connection broke: our jobs go on, so they are not given back.
     lost = False
 
+    _alone_until = 0.0
     _asleep = False
     _acks_sent: Sequence[str] = ()
     _next_due = -1.0
@@ -126,7 +136,7 @@ class Channel(stock.Channel):
 
     def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
         batch = kwargs.pop("_publish_batch", None)
-        due = _due(message)
+        due = due_at(message.get("headers"))
         if due is not None:
             # No worker is to wait for an `eta`: the due time lives in the sorted set.
             message = {**message, "headers": {**message["headers"], "eta": None}}
@@ -135,9 +145,29 @@ class Channel(stock.Channel):
         else:
             name, names, args = self._queued(queue, message)
         if batch is None:
-            self.run(name, names, args)
+            (self._run_replicated if self._wants_replica() else self.run)(name, names, args)
         else:
             batch.add("eval", script(name), len(names), *(self.key(n) for n in names), *args)
+
+    def _wants_replica(self) -> bool:
+        return self.waits_for_replica and time.monotonic() >= self._alone_until
+
+    def _run_replicated(self, name: str, names: Sequence[str], args: Sequence[Any]) -> None:
+        """Run a script that takes a job in, and wait until a replica has it, if there is any.
+
+        Replication is later than the answer: a master that dies in between would take the job with
+        it. One that is cut off from its replicas must not promise anything.
+        """
+        with refusals(), self.plain.pipeline(transaction=False) as pipe:
+            pipe.eval(script(name), len(names), *(self.key(n) for n in names), *args)
+            pipe.execute_command("WAIT", 1, REPLICA_WITHIN)  # type: ignore[no-untyped-call]
+            copies = pipe.execute()[-1]
+        if copies:
+            return
+        replication: Any = self.plain.info("replication")
+        if replication["connected_slaves"]:
+            raise RedisConnectionError("no replica has confirmed the job in time")
+        self._alone_until = time.monotonic() + ALONE_FOR
 
     def _queued(self, queue: str, message: dict[str, Any]) -> tuple[str, list[str], list[Any]]:
         target = self._list_of(queue, message)
@@ -153,7 +183,8 @@ class Channel(stock.Channel):
         yields = isinstance(headers.get("parking"), dict) and headers["parking"].get("yields")
         back = self._lists(queue)[-1] if yields else self._list_of(queue, message)
         where = [self.key(back), self.key(keys.bell(queue))]
-        return "park", [keys.PARKED, keys.PARKED_DUE], [job, due, *where, dumps(message)]
+        kind = [parking.kind_of(headers), parking.under_way_since(headers, time.time())]
+        return "park", [keys.PARKED, keys.PARKED_DUE], [job, due, *where, dumps(message), *kind]
 
     def _list_of(self, queue: str, message: dict[str, Any]) -> str:
         if suspected(message["properties"]):  # whichever way it comes: it is to be run alone
@@ -359,7 +390,7 @@ class Channel(stock.Channel):
 
     def _hand_out(self, queue: str, tag: str, payload: dict[str, Any]) -> None:
         self._queue_cycle.rotate(queue)
-        due = _due(payload)
+        due = due_at(payload.get("headers"))
         if queue not in self.connection._callbacks:  # cancelled while the answer was under way
             self._return(queue, tag, payload)
         elif due is not None and due > time.time() and queue not in self._no_ack_queues:
@@ -543,7 +574,12 @@ class Transport(stock.Transport):
 class SentinelChannel(Channel, stock.SentinelChannel):
     """Our channel, on the master that the Sentinels name."""
 
-    from_transport_options = (*stock.SentinelChannel.from_transport_options, "bell_timeout")
+    from_transport_options = (
+        *stock.SentinelChannel.from_transport_options,
+        "bell_timeout",
+        "waits_for_replica",
+    )
+    waits_for_replica = True
 
 
 class SentinelTransport(Transport):
@@ -556,18 +592,6 @@ class SentinelTransport(Transport):
 # What monitors are told: Flower picks its way to the queue lengths by the scheme of the broker.
 resolve_aliases[f"{__name__}:Transport"] = "redis"
 resolve_aliases[f"{__name__}:SentinelTransport"] = "sentinel"
-
-
-def _due(message: dict[str, Any]) -> float | None:
-    """Return when *message* wants to run, in unix seconds (naive is UTC); None for at once."""
-    eta = (message.get("headers") or {}).get("eta")
-    if not eta:
-        return None
-    try:
-        when = datetime.fromisoformat(eta) if isinstance(eta, str) else eta
-        return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
-    except (ValueError, OverflowError, AttributeError):
-        return None  # the worker rejects what it cannot read, and says so
 
 
 def _payload(raw: bytes) -> dict[str, Any] | None:

@@ -105,6 +105,7 @@ class Stack:
     env: dict[str, str] = field(default_factory=dict)
     processes: list[Process] = field(default_factory=list)
     celery_app: str = "tasks"
+    host: str = "127.0.0.1"  # where our servers answer
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -136,13 +137,13 @@ class Stack:
             "ADMIN_TOKEN": self.admin_token,
             "FLOWER_BASIC_AUTH": self.flower_login,
             "FLOWER_URL": self.url("flower"),
-            "NO_PROXY": "127.0.0.1,localhost",
+            "NO_PROXY": f"127.0.0.1,localhost,{self.host}",
         }
         self.env = defaults | self.env
 
     def url(self, name: str) -> str:
         """Return where one of our servers answers."""
-        return f"http://127.0.0.1:{self.ports[name]}"
+        return f"http://{self.host}:{self.ports[name]}"
 
     def start_redis(self) -> None:
         """Start the embedded server with what production has: an append-only file, no eviction.
@@ -158,6 +159,7 @@ class Stack:
             "portal",
             [
                 *(sys.executable, "-m", "sandbox.bitrix", "--port", str(self.ports["portal"])),
+                *("--host", self.host),
                 *("--code", self.code, "--journal", str(self.folder / "portal.jsonl")),
                 *("--application-token", self.env["BITRIX_APPLICATION_TOKEN"]),
                 *("--webhook-target", f"{self.url('api')}/webhooks/bitrix"),

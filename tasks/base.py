@@ -14,13 +14,22 @@ from datetime import UTC, datetime
 from functools import partial, wraps
 from typing import Any, ClassVar
 
+from billiard import current_process
 from celery import Task, current_task
 from celery.exceptions import Reject, TaskPredicate
 from celery.worker import state
 from kombu.exceptions import OperationalError
 
 from classifiers import foreign
-from classifiers.errors import Duplicate, InternalError, JobError, Pending, UserError
+from classifiers.errors import (
+    Duplicate,
+    InternalError,
+    JobError,
+    Pending,
+    Permanent,
+    Unclassified,
+    UserError,
+)
 from config.history import History
 from config.policies import (
     TASKS,
@@ -40,11 +49,14 @@ from config.settings import settings
 from reliability.connection import RedisError
 from reliability.holds import Hold, standing_holds
 from reliability.replays import note_end
+from tasks import measures, traces
 from tasks.payloads import FIRST, VERSION, Payload, Upcaster, version_of
+from tasks.reports import REPORTED, report_wait
 
 logger = logging.getLogger(__name__)
 
 END_OF_TIME = 253_402_300_800.0  # the year 10000, which datetime does not know
+MAIN = "MainProcess"  # billiard's name for who is no child
 REFUSED_PAUSE = 5.0  # seconds
 ENDS = frozenset({Action.SKIP, Action.ADOPT})
 COMES_BACK = {Action.RETRY, Action.PARK, Action.RECONCILE, Action.ABORT, Action.SHUTDOWN}
@@ -110,6 +122,8 @@ class Operation(Task):
         if "history" not in headers:  # a retry is sent as it came, whatever it holds
             args, kwargs = (), self.payload.write(args or (), kwargs or {})
             headers[VERSION] = self.payload.version
+            if trace_id := traces.hand_on(headers):
+                options.setdefault("root_id", trace_id)
         headers.setdefault("accepted_at", time.time())
         shown = {"argsrepr": "()", "kwargsrepr": self.payload.shown(kwargs or {})}
         return super().apply_async(args, kwargs, *rest, headers=headers, **{**options, **shown})
@@ -117,14 +131,21 @@ class Operation(Task):
     # -- the worker's side
 
     def on_success(self, retval: Any, task_id: str, args: Any, kwargs: Any) -> None:  # noqa: ARG002
-        """Tell the ramped replay that has sent this job, if one has, that it ended well."""
+        """Count it, and tell the ramped replay that has sent this job, if one has."""
+        if self._is_message():
+            measures.succeeded(self.name, retval)
         note_end(self.request.headers or {}, task_id)
 
     def _governed(self, body: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(body)
         def run(*args: Any, **kwargs: Any) -> Any:
             read = partial(self.payload.read, args, kwargs, self._version())
-            return self._attempt(lambda: body(**self._let_through(read)), read)
+            begun = time.monotonic()
+            try:
+                return self._attempt(lambda: body(**self._let_through(read)), read)
+            finally:
+                if self._is_message():
+                    measures.ran(self.name, time.monotonic() - begun)
 
         return run
 
@@ -168,14 +189,17 @@ class Operation(Task):
     ) -> Any:
         """Run *body*; a failure that the table lets end well here (one of *ends*) does so."""
         try:
-            return body()
-        except TaskPredicate:  # Retry, Ignore, Reject: Celery's own words
+            return in_our_words(body)
+        except TaskPredicate:  # Retry, Ignore, Reject to be tried again: Celery's own words
             raise
         except Exception as failure:
             error = classified(failure)
+            if self._is_message():
+                measures.failed(error)
             policy = row_for(type(error), self.name)[1]
             if policy.action is Action.SKIP and Action.SKIP in ends:
-                logger.log(policy.level, "%s[%s] %s: %s", *self._who(), policy.outcome, error)
+                told = "%s[%s] %s: %s", *self._who(), policy.outcome, error
+                logger.log(policy.level, *told, extra=_facts(error))
                 ended = partial(self._ended, error, policy)
                 return self._attempt(lambda: ended(read()), read, frozenset())
             # Once: what exists may be said to exist elsewhere, and that again here.
@@ -237,6 +261,8 @@ class Operation(Task):
         self._tell(exc, decision, history)
         if decision.action not in COMES_BACK:
             raise exc
+        if self._is_message():
+            measures.comes_back(self.name, exc, decision.action)
         if decision.action is Action.SHUTDOWN:
             stop_this_worker(exc)
         now = time.time()
@@ -306,7 +332,11 @@ class Operation(Task):
             history.attempts + 1,
             f"back in {decision.delay:.1f} s" if decision.action in COMES_BACK else "final",
             f"{type(error).__name__}: {error}",
+            extra=_facts(error),
         )
+        if decision.policy.alert:
+            private = self.request.args, self.payload.private(self.request.kwargs or {})
+            report_wait(error, decision, traces.job_at(self), private)
 
     def _who(self) -> tuple[str, str]:
         return self.name, self.request.id or "direct"
@@ -429,6 +459,28 @@ def classified(failure: Exception) -> JobError:
     return foreign.classify(failure)
 
 
+def in_our_words(body: Callable[[], Any]) -> Any:
+    """Run *body*; what Celery would leave without a full story, or without an end, is a failure."""
+    try:
+        return body()
+    except Reject as refusal:
+        if refusal.requeue:
+            raise
+        # Celery tells of it only where nothing is known any more of the job but its name.
+        raise Permanent(f"it rejected itself: {refusal.reason}", code="rejected") from refusal
+    except SystemExit as end:
+        if in_child():  # so ends a child, also one that a person has told to
+            raise
+        # In a thread, Celery would neither end the job nor fail it, as long as the worker runs.
+        said = f"something in it called sys.exit({end.code!r})"
+        raise Unclassified(said, code="SystemExit") from end
+
+
+def _facts(error: JobError) -> dict[str, Any]:
+    """What a line about a failure says of it; whether Sentry hears is decided by its action."""
+    return {"error_type": type(error).__name__, **REPORTED}
+
+
 def defaults() -> Defaults:
     """Return what the environment decides about retries."""
     config = settings()
@@ -437,6 +489,10 @@ def defaults() -> Defaults:
 
 def stop_this_worker(reason: JobError) -> None:
     """Ask the worker that runs this job for a warm shutdown; its supervisor starts a new one."""
-    logger.critical("this worker stops: %s", reason)
-    in_child = bool(os.environ.get("FORKED_BY_MULTIPROCESSING"))  # set by Celery's prefork pool
-    os.kill(os.getppid() if in_child else os.getpid(), signal.SIGTERM)
+    logger.critical("this worker stops: %s", reason, extra=_facts(reason))
+    os.kill(os.getppid() if in_child() else os.getpid(), signal.SIGTERM)
+
+
+def in_child() -> bool:
+    """Whether this process is a child of a worker (prefork), which runs one job at a time."""
+    return bool(current_process().name != MAIN)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from celery import signals
 
 from config.settings import settings
-from reliability import corrupt, quarantine
+from reliability import corrupt, liveness, quarantine
 from reliability.connection import RedisError, redis_bytes
 from reliability.dead_letters import dead_letters
 from reliability.holds import holds
@@ -35,26 +36,47 @@ class Caretaker(threading.Thread):
     def run(self) -> None:
         """Look every few seconds; Redis being away is no news here."""
         while not self.stopped.wait(INTERVAL):
-            try:
-                go_round()
-            except RedisError as error:
-                logger.debug("the caretaker waits for Redis: %r", error)
-            except Exception:
-                logger.exception("the caretaker failed; it goes on")
+            go_round()
+        go_round(liveness.leave)
 
 
-def go_round() -> None:
-    """Turn spooled letters, corrupt items and poison into letters, and release ended holds.
+def go_round(*duties: Callable[[], object]) -> None:
+    """See to everything once. What fails now leaves the rest alone; the next round finds it."""
+    usual = (the_spool, the_roll, ended_holds, what_was_no_message, poison_pills)
+    for see_to in duties or usual:
+        try:
+            see_to()
+        except RedisError as error:
+            logger.debug("the caretaker waits for Redis: %r", error)
+        except Exception:
+            logger.exception("the caretaker could not see to %s; it goes on", see_to.__name__)
 
-    Raises:
-        RedisError: Redis does not answer; the next round finds the same.
-    """
+
+def the_spool() -> None:
+    """Write spooled letters. What their jobs had begun has waited as long as they have."""
     if dead_letters().drain_spool():
-        send_what_is_owed()  # what their jobs had begun has waited as long as they have
+        while send_what_is_owed():
+            pass
+
+
+def the_roll() -> None:
+    """Say that this worker is there, and what is left in the spool of its host."""
+    liveness.report()
+
+
+def ended_holds() -> None:
+    """Let jobs come back whose hold is over."""
     holds().release_ended()
-    prefix = settings().redis_stream_prefix
-    corrupt.drain(redis_bytes(), bury_corrupt, prefix=prefix)
-    quarantine.drain(redis_bytes(), bury_poison, prefix=prefix)
+
+
+def what_was_no_message() -> None:
+    """Turn what lay in a queue, and was no message, into letters."""
+    corrupt.drain(redis_bytes(), bury_corrupt, prefix=settings().redis_stream_prefix)
+
+
+def poison_pills() -> None:
+    """Turn jobs that have killed their workers into letters."""
+    quarantine.drain(redis_bytes(), bury_poison, prefix=settings().redis_stream_prefix)
 
 
 @signals.worker_ready.connect

@@ -9,7 +9,13 @@ import pytest
 hypothesis.settings.register_profile("perennial", deadline=None)
 hypothesis.settings.load_profile("perennial")
 
-pytest_plugins = ["fixtures.brokers", "fixtures.databases", "fixtures.redis_servers"]
+pytest_plugins = [
+    "fixtures.api",
+    "fixtures.brokers",
+    "fixtures.databases",
+    "fixtures.ingest",
+    "fixtures.redis_servers",
+]
 
 # They hold assertions that should say as much as those of a test.
 pytest.register_assert_rewrite("acceptance", "fixtures")

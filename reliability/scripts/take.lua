@@ -23,9 +23,11 @@ if acked > 0 then
   redis.call('HDEL', KEYS[1], unpack(tags))
 end
 
-local function move(item)
-  -- list key, bell key, parked since, message: one line each; the message holds no raw line break
-  local list, bell, _, message = string.match(item, '^([^\n]*)\n([^\n]*)\n([^\n]*)\n(.*)$')
+local function move(id, item)
+  -- list key, bell key, parked since and its kind, message: one line each; the message holds no raw line break
+  local list, bell, parked, message = string.match(item, '^([^\n]*)\n([^\n]*)\n([^\n]*)\n(.*)$')
+  local kind = parked and string.match(parked, ' (.+)$')
+  if kind then redis.call('ZREM', KEYS[3] .. ':of:' .. kind, id) end
   if not list or type(redis.pcall('LPUSH', list, message)) == 'table' then -- a table is an error: the key is no list
     redis.call('LPUSH', KEYS[5], 'parked\n' .. item)
   else
@@ -37,7 +39,7 @@ for _, id in ipairs(redis.call('ZRANGE', KEYS[4], '-inf', now, 'BYSCORE', 'LIMIT
   local item = redis.call('HGET', KEYS[3], id)
   redis.call('ZREM', KEYS[4], id)
   redis.call('HDEL', KEYS[3], id)
-  if item then move(item) end
+  if item then move(id, item) end
 end
 
 local function tag_of(raw)

@@ -47,10 +47,11 @@ class Caller:
 
     def __init__(self, stack: Stack) -> None:
         self._asking = Lock()
+        path = os.pathsep.join([str(ROOT), stack.env.get("PYTHONPATH", "")])
         with (stack.folder / "caller.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, str(HERE / "caller.py")],
-                env={**os.environ, **stack.env, "PYTHONPATH": str(ROOT)},
+                env={**os.environ, **stack.env, "PYTHONPATH": path},
                 cwd=ROOT,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -236,6 +237,11 @@ class System:
         answer = self.caller.ask(get=job, timeout=PATIENCE)
         assert answer["state"] == "SUCCESS", answer
         return answer["result"]
+
+    def meta(self, job: str) -> dict[str, Any]:
+        """What is stored with the result of a job that is done, or soon will be."""
+        key = f"perennial:result:celery-task-meta-{job}"
+        return json.loads(eventually(lambda: self.redis.get(key), within=PATIENCE))
 
     def results(self, jobs: Sequence[str]) -> list[dict[str, Any]]:
         return [self.result(job) for job in jobs]

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import pytest
-from acceptance.conftest import new_order, opened
 from acceptance.system import PATIENCE, System
+from acceptance.visits import new_order, opened
 from fixtures.waiting import eventually
 
 from sandbox.stack import Stack

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from acceptance.conftest import LOGS, PASSED
 from acceptance.library import BOOKMARKS, SCALE, Library, among, fault, flaws, library
 from acceptance.system import PATIENCE
+from acceptance.visits import LOGS, PASSED
 from fixtures.waiting import eventually
 
 from sandbox.stack import Process

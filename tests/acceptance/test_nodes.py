@@ -6,8 +6,8 @@ import gc
 from collections.abc import Iterator
 
 import pytest
-from acceptance.conftest import new_order, opened
 from acceptance.system import PATIENCE, QUICK, RATE, Portal
+from acceptance.visits import new_order, opened
 from fixtures.nodes import Plant, Setup, docker_plant, local_plant, no_engine
 from fixtures.waiting import eventually
 from pytest_celery import (

@@ -6,8 +6,8 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from acceptance.conftest import new_order
 from acceptance.system import PATIENCE, System
+from acceptance.visits import new_order
 from fixtures.waiting import eventually
 
 from reliability.replays import Replays, Run

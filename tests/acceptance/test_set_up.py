@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from acceptance.conftest import new_order, opened
 from acceptance.system import PATIENCE, System
+from acceptance.visits import new_order, opened
 from fixtures.waiting import eventually
 
 from sandbox.stack import Stack

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import pytest
-from acceptance.conftest import LOGS
 from acceptance.studio import rehearsal, studio
 from acceptance.system import PATIENCE, System
+from acceptance.visits import LOGS
 from fixtures.waiting import eventually
 
 from sandbox.rehearsal import PATIENCE_ASKED, Part, parts

@@ -20,7 +20,7 @@ from clients import bitrix as portal
 from clients import coalescing
 from config import messages, services
 from config.policies import DAY, LATE_AFTER, MONTH, PAID, POLICIES, TASKS, Action, row_for
-from config.settings import Settings
+from config.settings import Destination, Settings
 from storage import database
 
 ROOT = Path(__file__).parents[2]
@@ -30,9 +30,9 @@ LAYERS = (
     {"config"},
     {"storage", "reliability"},
     {"clients"},
-    {"tasks", "celeryconfig", "flowerconfig"},
+    {"tasks", "celeryconfig"},
     {"admin"},
-    {"sandbox"},
+    {"sandbox", "flowerconfig"},
 )
 LEVEL = {package: level for level, layer in enumerate(LAYERS) for package in layer}
 
@@ -46,6 +46,8 @@ MAY_TRY = {
     "tasks.caretaker": "a thread that ended would leave its worker uncared for",
     "tasks.schedule": "beat goes on where Redis is away",
     "tasks.lifecycle": "waits for a database that starts together with the worker",
+    "tasks.reports": "a job ends as it would without Sentry",
+    "tasks.traces": "takes back what it has set",
 }
 MAY_PRINT = {"tasks.lifecycle": "logging is not set up yet"}
 MAY_READ_THE_ENVIRONMENT = {
@@ -318,7 +320,9 @@ def test_every_task_has_a_queue_and_every_queue_an_upstream(registered):
 
     assert routed <= set(registered["queues"])
     assert set(registered["queues"]) == set(Settings().queues)
-    assert set(registered["queues"]) - {"upkeep"} <= {service.name for service in SERVICES}
+    # Each destination of messages is an upstream of its own.
+    others = {"upkeep", "integration"}
+    assert set(registered["queues"]) - others <= {service.name for service in SERVICES}
 
 
 def test_every_task_is_in_the_queue_of_whom_it_calls(registered):
@@ -334,9 +338,11 @@ def test_every_task_is_in_the_queue_of_whom_it_calls(registered):
         "telegram.notify": "telegram",
         "bookmarks.crawl": "x",
         "bookmarks.cancel": "x",
+        "integration.deliver": "integration",
         "replay.ramp": "upkeep",
         "upkeep.trim": "upkeep",
         "upkeep.compensate": "upkeep",
+        "upkeep.ramps": "upkeep",
         "upkeep.canary": "upkeep",
     }
     assert {task["queue"] for name, task in names if name.startswith("bitrix.")} == {"bitrix"}
@@ -440,9 +446,10 @@ def test_whoever_cannot_be_reached_is_told_nothing():
 BUILDERS = (services.bitrix, services.kie, services.kie_queries, services.telegram, services.x)
 SERVICES = [build(Settings()) for build in BUILDERS]
 BITRIX, KIE, KIE_QUERIES, TELEGRAM, X = SERVICES
+LAB = services.integration("lab", Destination(url="https://fhir.example.com"))
 
 
-@pytest.fixture(params=SERVICES, ids=lambda service: service.name)
+@pytest.fixture(params=[*SERVICES, LAB], ids=lambda service: service.name)
 def service(request) -> services.Service:
     return request.param
 

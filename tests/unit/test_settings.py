@@ -84,6 +84,10 @@ def refusal(environment, **chosen: str) -> str:
         ("TELEGRAM_RATE", "0"),
         ("PUBLIC_URL", f"jobs.example.com/{SECRET}"),
         ("KEEP_RESULTS", SECRET),
+        ("LOG_FORMAT", "xml"),
+        ("SENTRY_DSN", f"https://sentry.example.com/{SECRET}"),
+        ("SENTRY_DSN", f"https://{SECRET}@sentry.example.com"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", f"collector:4318/{SECRET}"),
         ("WORKER_THREADS", "0"),
     ],
 )
@@ -308,18 +312,24 @@ OPEN = {
     "KIE_API_KEY": "k",
     "TELEGRAM_BOT_TOKEN": "1:t",
     "X_CLIENT_ID": "c",
+    "INTEGRATION_DESTINATIONS": '{"lab": {"url": "https://fhir.example.com"}}',
 }
 
 
 def test_every_upstream_that_is_set_up_has_a_queue_that_is_served(environment):
-    queues = ("bitrix", "kie", "telegram", "x", "upkeep")
+    queues = ("bitrix", "kie", "telegram", "x", "integration", "upkeep")
 
     assert environment(**OPEN).queues == dict.fromkeys(queues, "")
 
 
 @pytest.mark.parametrize(
     ("queue", "name"),
-    [("kie", "KIE_API_KEY"), ("telegram", "TELEGRAM_BOT_TOKEN"), ("x", "X_CLIENT_ID")],
+    [
+        ("kie", "KIE_API_KEY"),
+        ("telegram", "TELEGRAM_BOT_TOKEN"),
+        ("x", "X_CLIENT_ID"),
+        ("integration", "INTEGRATION_DESTINATIONS"),
+    ],
 )
 def test_an_upstream_that_is_not_set_up_closes_its_own_queue_alone(environment, queue, name):
     queues = environment(**OPEN | {name: ""}).queues
@@ -329,6 +339,32 @@ def test_an_upstream_that_is_not_set_up_closes_its_own_queue_alone(environment, 
 
 def test_a_stand_in_for_x_needs_no_client_id(environment):
     assert environment(X_BASE_URL="http://127.0.0.1:8027").queues["x"] == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        pytest.param(f"lab={SECRET}", "", id="not JSON"),
+        pytest.param(f'["{SECRET}"]', "", id="a list"),
+        pytest.param(f'{{"lab": "https://{SECRET}"}}', "lab", id="an address alone"),
+        pytest.param(f'{{"Lab!": {{"url": "https://{SECRET}"}}}}', "Lab!", id="a name in capitals"),
+        pytest.param(f'{{"lab": {{"url": "ftp://{SECRET}"}}}}', "lab", id="no http"),
+        pytest.param(f'{{"lab": {{"url": "https://a:{SECRET}@h"}}}}', "lab", id="a login in it"),
+        pytest.param(f'{{"lab": {{"tokn": "{SECRET}"}}}}', "lab", id="misspelt"),
+    ],
+)
+def test_wrong_destinations_are_named_without_what_is_secret_in_them(environment, text, where):
+    said = refusal(environment, INTEGRATION_DESTINATIONS=text)
+
+    assert "INTEGRATION_DESTINATIONS: must be JSON such as" in said
+    assert f"(look at {where})" in said or not where
+    assert SECRET not in said
+
+
+def test_the_token_of_each_destination_is_a_secret(environment):
+    text = f'{{"lab": {{"url": "https://h", "token": "{SECRET}"}}}}'
+
+    assert SECRET in environment(INTEGRATION_DESTINATIONS=text).secrets
 
 
 @pytest.mark.parametrize(
@@ -363,6 +399,8 @@ SECRETS = {
     "TELEGRAM_WEBHOOK_SECRET": "h00ksecret",
     "ADMIN_TOKEN": "adm1n",
     "FLOWER_BASIC_AUTH": "ann:fl0wer",
+    "SENTRY_DSN": "https://s3ntrykey@sentry.example.com/7",
+    "OTEL_EXPORTER_OTLP_HEADERS": "x-team=otelt3am,authorization=Bearer%20otelk3y",
 }
 
 
@@ -371,6 +409,7 @@ SECRETS = {
     [
         *("r3dis%40pw", "r3dis@pw", SECRETS["REDIS_URL"], "h0stpw", "s3ntinel1", "s3ntinel2"),
         *("p/g", "s3cr3tc0de", WEBHOOK, "appt0ken", "adm1n", "fl0wer"),
+        *("s3ntrykey", "otelt3am", "Bearer otelk3y", "Bearer%20otelk3y"),
         *("k1ekey", "k1ehmac", "123456:b0tt0ken", "b0tt0ken", "h00ksecret"),
     ],
 )
@@ -466,7 +505,8 @@ def test_a_canary_goes_into_each_queue_that_is_not_left_alone(environment):
     told = celery_settings(environment, **OPEN | {"REDIS_URL": "redis://r", "KIE_API_KEY": ""})
     canaries = [each for each in told["beat_schedule"].values() if each["task"] == "upkeep.canary"]
 
-    assert {each["options"]["queue"] for each in canaries} == {"bitrix", "telegram", "x", "upkeep"}
+    queues = {each["options"]["queue"] for each in canaries}
+    assert queues == {"bitrix", "telegram", "x", "integration", "upkeep"}
     assert all(each["kwargs"]["queue"] == each["options"]["queue"] for each in canaries)
 
 

@@ -1,0 +1,118 @@
+"""Parked jobs on their way to another broker: at least once, whoever dies when."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+from redis import Redis
+
+from reliability import keys
+from reliability.deaths import Deaths
+from reliability.departures import Departures
+from reliability.parking import Parking
+from sandbox.redis_server import RedisServer
+
+PREFIX = "app:"
+MESSAGE = json.dumps({"body": "[[], {}, {}]", "headers": {"task": "t"}, "properties": {}})
+RUN = ("job", 0)
+
+
+@pytest.fixture
+def client(redis_server: RedisServer, redis_client: Redis):  # the latter has emptied it
+    with redis_server.client(decode_responses=False) as client:
+        yield client
+
+
+@pytest.fixture
+def departures(client: Redis) -> Departures:
+    return Departures(client, prefix=PREFIX)
+
+
+@pytest.fixture
+def parking(redis_client: Redis) -> Parking:
+    return Parking(redis_client, prefix=PREFIX)
+
+
+def test_a_job_leaves_when_it_is_due_and_not_before(departures: Departures, parking: Parking):
+    departures.park("now", "bitrix", MESSAGE, time.time())
+    departures.park("later", "bitrix", MESSAGE, time.time() + 100)
+    until_next, due = departures.take()
+
+    assert [(one.job, one.queue, one.message) for one in due] == [
+        (b"now", "bitrix", MESSAGE.encode())
+    ]
+    assert 95 < until_next <= 100
+    assert parking.get("now") is None  # nobody can cancel what may be sent already
+    assert parking.get("later").queue == f"{PREFIX}bitrix"
+    assert [kind.count for kind in parking.kinds()] == [1]
+
+
+def test_two_workers_do_not_take_the_same_job(departures: Departures):
+    departures.park("one", "bitrix", MESSAGE, 0.0)
+
+    assert len(departures.take()[1]) == 1
+    assert departures.take() == (None, [])
+
+
+def test_what_the_broker_has_is_forgotten(departures: Departures, client: Redis):
+    departures.park("one", "bitrix", MESSAGE, 0.0)
+    departures.sent(departures.take()[1])
+
+    assert [key for key in client.scan_iter() if b"kinds" not in key] == []
+
+
+def test_what_the_broker_may_not_have_waits_again_at_once(departures: Departures, parking: Parking):
+    departures.park("one", "bitrix", MESSAGE, 0.0)
+    departures.put_back(departures.take()[1])
+
+    assert parking.get("one") is not None
+    assert [kind.count for kind in parking.kinds()] == [1]
+    assert [one.job for one in departures.take()[1]] == [b"one"]
+
+
+def test_what_a_dead_worker_was_about_to_send_is_sent_by_another(
+    departures: Departures, client: Redis
+):
+    departures.park("one", "bitrix", MESSAGE, 0.0)
+    departures.take()  # and its worker dies
+    client.zincrby(PREFIX + keys.LEAVING_SINCE, -31.0, "one")  # half a minute later
+
+    assert [one.job for one in departures.take()[1]] == [b"one"]
+
+
+def test_a_job_that_was_sent_and_is_parked_anew_is_not_sent_as_it_was(
+    departures: Departures, client: Redis
+):
+    departures.park("one", "bitrix", MESSAGE, 0.0)
+    departures.take()  # sent, but its worker dies before it can say so
+    departures.park("one", "bitrix", MESSAGE, time.time() + 100)  # it has run, and waits
+    client.zincrby(PREFIX + keys.LEAVING_SINCE, -31.0, "one")
+
+    assert departures.take()[1] == []
+    assert client.hlen(PREFIX + keys.LEAVING) == 0
+
+
+def test_what_is_no_job_is_kept_for_a_dead_letter(departures: Departures, client: Redis):
+    client.hset(PREFIX + keys.PARKED, "one", "nonsense")
+    client.zadd(PREFIX + keys.PARKED_DUE, {"one": 0.0})
+
+    assert departures.take()[1] == []
+    assert client.lrange(PREFIX + keys.CORRUPT, 0, -1) == [b"parked\nnonsense"]
+
+
+def test_a_delivery_that_comes_again_is_a_death(client: Redis):
+    deaths = Deaths(client, prefix=PREFIX)
+
+    assert [deaths.after_another(RUN) for _ in range(3)] == [1, 2, 3]
+    assert deaths.after_another(("job", 1)) == 1  # a retry starts without any
+
+
+def test_a_worker_that_lives_to_let_go_of_a_job_is_no_death(client: Redis):
+    deaths = Deaths(client, prefix=PREFIX)
+    deaths.after_another(RUN)
+    deaths.spare([RUN])
+
+    assert deaths.after_another(RUN) == 1
+    assert deaths.after_another(RUN) == 2  # it was spared once
