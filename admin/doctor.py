@@ -72,7 +72,7 @@ def examine() -> Iterator[Finding]:
         yield broker
     yield from the_database()
     yield from asked(consumers, broker)
-    for look in (canaries, gates, holds, waiting, suspects, letters, spools):
+    for look in (canaries, gates, holds, parked, suspects, letters, spools):
         yield from asked(look, reached)
 
 
@@ -391,7 +391,8 @@ def gates() -> Iterator[Finding]:
         yield Finding(
             "gates",
             WARNING,
-            f"{name} is {gate['state'].replace('_', ' ')}: {gate['note'] or 'it is unreachable'}",
+            # Of all but a held one, the note says the state, too: "paused by anna since 12:00: …".
+            f"{name} is {'held: ' if gate['state'] == 'held' else ''}{gate['note']}",
             {
                 "paused": f"when it is over: celery -A tasks gate resume {name}",
                 "held": "set another credential, or top the account up; it opens by itself",
@@ -413,7 +414,7 @@ def holds() -> Iterator[Finding]:
         )
 
 
-def waiting() -> Iterator[Finding]:
+def parked() -> Iterator[Finding]:
     """Whether what is parked comes back in time."""
     overdue, now = parking().overdue(), time.time()
     if overdue > OVERDUE:
@@ -460,7 +461,7 @@ def letters() -> Iterator[Finding]:
     count, owed = dead_letters().count(Filter(state="open")), dead_letters().owed_count()
     state = WARNING if count > MANY or owed else OK
     found = f"{count} open" + (f", {owed} not made good yet" if owed else "")
-    yield Finding("dead letters", state, found, "celery -A tasks dlq groups" if count else "")
+    yield Finding("letters", state, found, "celery -A tasks dlq groups" if count else "")
 
 
 def spools() -> Iterator[Finding]:

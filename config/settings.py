@@ -46,6 +46,21 @@ class Destination(BaseModel):
     token: SecretStr | None = None
     rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 10.0
 
+    # A client that cannot be built would keep every destination from its messages.
+    @field_validator("url")
+    @classmethod
+    def _is_an_address(cls, value: str) -> str:
+        if not _readable(value):
+            raise ValueError("must have a number as its port")
+        return value
+
+    @field_validator("token")
+    @classmethod
+    def _fits_a_header(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not re.fullmatch(r"[\x21-\x7e]*", value.get_secret_value()):
+            raise ValueError("must be letters, digits and signs of ASCII")
+        return value
+
 
 # The name becomes a part of the gate's: `integration-lab`.
 DestinationName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,30}$")]
@@ -86,7 +101,8 @@ class Settings(BaseSettings):
         SecretStr | None,
         Field(
             validation_alias="CELERY_BROKER_URL",
-            description="The broker, where it is not the Redis of REDIS_URL.",
+            description="RabbitMQ for the queues: `amqp://…`. With Redis leave it away: what is "
+            "parked is looked for where REDIS_URL says.",
         ),
     ] = None
     visibility_timeout: Annotated[

@@ -203,9 +203,14 @@ class Channel(stock.Channel):
         super()._delete(queue, *args, **kwargs)
         self.plain.delete(self.key(keys.bell(queue)), self.key(keys.quarantine(queue)))
 
+    def _queue_bind(self, *args: Any, **kwargs: Any) -> None:
+        with refusals():  # a worker that connects to a full server, or to a replica, waits for it
+            super()._queue_bind(*args, **kwargs)
+
     def _size(self, queue: str) -> int:
-        waiting: int = super()._size(queue)
-        return waiting + self.plain.llen(self.key(keys.quarantine(queue)))
+        with refusals():
+            waiting: int = super()._size(queue)
+            return waiting + self.plain.llen(self.key(keys.quarantine(queue)))
 
     def _purge(self, queue: str) -> int:
         purged: int = super()._purge(queue)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -159,12 +160,6 @@ def test_a_redis_that_could_lose_jobs_is_named(
             id="no broker",
         ),
         pytest.param(
-            {"CELERY_BROKER_URL": "redis://127.0.0.1:{port}/1"},
-            "configuration",
-            "is another Redis than REDIS_URL",
-            id="a Redis for the queues",
-        ),
-        pytest.param(
             {"INTEGRATION_DESTINATIONS": DESTINATION},
             "consumers",
             "no worker serves the queue integration",
@@ -183,6 +178,14 @@ def test_what_does_not_answer_is_named_once(system, env, check, words):
 
     assert words in said[check, "problem"]
     assert problems(said) <= {check, "canaries"}
+
+
+@pytest.mark.parametrize(("path", "state"), [("/0", "warning"), ("/1", "problem")])
+def test_queues_in_another_redis_than_what_is_parked_are_a_problem(system, path, state):
+    url = f"redis://:{SECRET}@127.0.0.1:{system.stack.redis.port}{path}"
+    said = findings(system, CELERY_BROKER_URL=url)
+
+    assert ("is another Redis" in said["configuration", state]) == (state == "problem")
 
 
 def test_a_broker_that_does_not_know_us_is_a_problem_and_no_traceback(system):
@@ -252,7 +255,9 @@ def test_what_a_person_or_an_upstream_has_closed_is_told_with_the_way_out(system
 
     said = findings(system)
 
-    assert "kie is paused: their maintenance" in said["gates", "warning"]
+    assert re.search(
+        r"kie is paused by \S+ since \d\d:\d\d UTC: their maint", said["gates", "warning"]
+    )
     assert "celery -A tasks gate resume kie" in said["gates", "warning"]
     assert "bad release" in said["holds", "warning"]
     assert "celery -A tasks hold lift" in said["holds", "warning"]

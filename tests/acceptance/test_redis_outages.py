@@ -32,6 +32,28 @@ def test_redis_is_killed_while_jobs_run_and_wait(empty_office: System, order: st
     assert office.open_letters() == []
 
 
+@pytest.mark.parametrize(
+    "refusal",
+    [{"min-replicas-to-write": 1}, {"maxmemory": 1}],
+    ids=["it takes no writes", "it is full"],
+)
+def test_a_worker_that_connects_to_a_redis_that_refuses_it_waits(empty_office, order, refusal):
+    office = empty_office
+    worker = office.worker()
+    pid, begun = worker.running.pid, worker.log.stat().st_size
+    (name, value) = next(iter(refusal.items()))
+    before = office.redis.config_get(name)[name]
+    office.redis.config_set(name, value)
+    try:
+        office.redis.client_kill_filter(_type="normal", skipme=True)
+        eventually(lambda: worker.says("Frequent restarts detected", begun), within=30)
+    finally:
+        office.redis.config_set(name, before)
+
+    assert office.done("create_deal", order_id=order, title="x")["outcome"] == "created"
+    assert (worker.alive, worker.running.pid) == (True, pid)
+
+
 def test_a_caller_hears_quickly_that_redis_is_away(empty_office: System, order: str):
     office, call = empty_office, ("create_deal", {"order_id": order, "title": "Lost?"})
     office.stack.redis.stop()

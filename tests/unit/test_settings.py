@@ -351,6 +351,13 @@ def test_a_stand_in_for_x_needs_no_client_id(environment):
         pytest.param(f'{{"lab": {{"url": "ftp://{SECRET}"}}}}', "lab", id="no http"),
         pytest.param(f'{{"lab": {{"url": "https://a:{SECRET}@h"}}}}', "lab", id="a login in it"),
         pytest.param(f'{{"lab": {{"tokn": "{SECRET}"}}}}', "lab", id="misspelt"),
+        pytest.param(f'{{"lab": {{"url": "https://h:{SECRET}"}}}}', "lab", id="a port in words"),
+        pytest.param(
+            f'{{"lab": {{"url": "https://h", "token": "{SECRET}\\n"}}}}', "lab", id="two lines"
+        ),
+        pytest.param(
+            f'{{"lab": {{"url": "https://h", "token": "ключ{SECRET}"}}}}', "lab", id="no ASCII"
+        ),
     ],
 )
 def test_wrong_destinations_are_named_without_what_is_secret_in_them(environment, text, where):
