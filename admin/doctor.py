@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 from kombu.exceptions import OperationalError
 from sqlalchemy import text
@@ -35,7 +34,6 @@ CLOCK_WARNING, CLOCK_PROBLEM = 2.0, 30.0  # s; due times are compared between ho
 ROOM_WARNING, ROOM_PROBLEM = 0.8, 0.95  # share of `maxmemory`: full, Redis refuses every job
 # s: below, a host that swaps looks dead; above, a dead worker's jobs are long in coming back.
 SHORTEST, LONGEST = 5.0, 900.0
-REDIS_PORT = 6379  # where an address names none
 PATIENCE = 1.0  # s for workers and a broker to answer; they do within milliseconds
 OVERDUE = 60.0  # s; a worker looks once a second
 OLD = 21_600.0  # s that a job may be parked without anybody looking: the alert says the same
@@ -93,28 +91,20 @@ def asked(look: Check, needed: Finding) -> Iterator[Finding]:
 
 def configuration() -> Iterator[Finding]:
     """Settings that contradict each other, or are missing for what others promise."""
-    found = [*_two_stores(), *_left_alone(), *_timeouts(), *_doors()]
+    found = [*_unused(), *_left_alone(), *_timeouts(), *_doors()]
     yield from found or [Finding("configuration", OK, "complete")]
 
 
-def _two_stores() -> Iterator[Finding]:
+def _unused() -> Iterator[Finding]:
     config = settings()
-    if config.broker_url.startswith("amqp") or place(config.broker_url) == place(config.redis_url):
-        return
-    yield Finding(
-        "configuration",
-        PROBLEM,
-        "CELERY_BROKER_URL is another Redis than REDIS_URL: jobs wait in the one, and what shows, "
-        "wakes and releases them looks into the other",
-        "leave CELERY_BROKER_URL away; it is for RabbitMQ",
-    )
-
-
-def place(url: str) -> list[tuple[str, str | None, int, str]]:
-    """Return the servers that an address of Redis names, and the database on them."""
-    nodes = [urlsplit(node) for node in url.split(";")]
-    database_of = nodes[-1].path.strip("/") or "0"
-    return [(node.scheme, node.hostname, node.port or REDIS_PORT, database_of) for node in nodes]
+    named = [url.get_secret_value() for url in (config.redis_url_, config.valkey_url_) if url]
+    if named and named[0] != config.redis_url:
+        yield Finding(
+            "configuration",
+            WARNING,
+            "REDIS_URL is not used: everything is in the Redis of CELERY_BROKER_URL",
+            "leave CELERY_BROKER_URL away; it is for RabbitMQ",
+        )
 
 
 def _left_alone() -> Iterator[Finding]:

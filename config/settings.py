@@ -101,8 +101,8 @@ class Settings(BaseSettings):
         SecretStr | None,
         Field(
             validation_alias="CELERY_BROKER_URL",
-            description="RabbitMQ for the queues: `amqp://…`. With Redis leave it away: what is "
-            "parked is looked for where REDIS_URL says.",
+            description="RabbitMQ for the queues: `amqp://…`. A Redis here takes the place of "
+            "REDIS_URL: what is queued and what is parked belong together.",
         ),
     ] = None
     visibility_timeout: Annotated[
@@ -411,22 +411,21 @@ class Settings(BaseSettings):
 
     @property
     def redis_url(self) -> str:
-        """Where our Redis is.
+        """Where our Redis is: that of the queues, if they are in one.
+
+        Jobs move between queues and parked ones in one step, so both have to be in the same.
 
         Raises:
             ConfigurationError: if neither REDIS_URL, VALKEY_URL nor REDIS_HOST is set.
         """
-        for url in (self.redis_url_, self.valkey_url_):
-            if url is not None:
+        for url in (self.celery_broker_url_, self.redis_url_, self.valkey_url_):
+            if url is not None and url.get_secret_value().startswith(REDIS_SCHEMES):
                 return url.get_secret_value()
         if self.redis_host is not None:
             password = self.redis_password.get_secret_value() if self.redis_password else ""
             login = f":{quote(password, safe='')}@" if password else ""
             host = f"[{self.redis_host}]" if ":" in self.redis_host else self.redis_host
             return f"redis://{login}{host}:{self.redis_port}/0"
-        broker = self.celery_broker_url_.get_secret_value() if self.celery_broker_url_ else ""
-        if broker.startswith(REDIS_SCHEMES):
-            return broker
         raise ConfigurationError(
             "Redis is not configured: set REDIS_URL (redis://host:6379/0), VALKEY_URL or "
             "REDIS_HOST. To try everything on this machine without one, run `make demo`."

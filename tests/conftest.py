@@ -11,6 +11,7 @@ hypothesis.settings.load_profile("perennial")
 
 pytest_plugins = [
     "fixtures.api",
+    "fixtures.application",
     "fixtures.brokers",
     "fixtures.databases",
     "fixtures.ingest",

@@ -884,8 +884,9 @@ def test_a_letter_that_nobody_takes_is_logged_whole_and_fatal(own_redis, tmp_pat
     with pytest.raises(Fatal):
         dead.bury_or_spool(letter("job-9"))
 
-    assert letter("job-9").error_message in caplog.text
-    assert '"order_id": "17"' in caplog.text
+    (said,) = (record.getMessage() for record in caplog.records)
+    assert letter("job-9").error_message in said
+    assert '"order_id": "17"' in said
 
 
 def test_without_a_spool_the_refusal_is_raised(own_redis):

@@ -40,12 +40,11 @@ AT = {
 
 
 @pytest.fixture
-def told(sentry: Ingest, monkeypatch):
+def told(sentry: Ingest, nowhere):
     """The events that have come in, once all are sent; the logger `told` is listened to."""
-    monkeypatch.setenv("REDIS_URL", "redis://localhost")
-    monkeypatch.setenv("KIE_API_KEY", SECRET)
-    monkeypatch.setenv("SENTRY_DSN", sentry.dsn)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    nowhere.setenv("KIE_API_KEY", SECRET)
+    nowhere.setenv("SENTRY_DSN", sentry.dsn)
+    nowhere.setenv("NO_PROXY", "127.0.0.1")
     for cached in (settings, redaction):
         cached.cache_clear()
     sentry.posted.clear()
@@ -171,9 +170,8 @@ def test_a_line_of_a_log_goes_without_what_it_quotes_and_names_its_job(told):
     assert not any(word in json.dumps(event) for word in ("balloon", SECRET))
 
 
-def test_without_an_address_nothing_is_set_up(monkeypatch):
-    monkeypatch.setenv("REDIS_URL", "redis://localhost")
-    monkeypatch.setenv("SENTRY_DSN", "")
+def test_without_an_address_nothing_is_set_up(nowhere):
+    nowhere.setenv("SENTRY_DSN", "")
     settings.cache_clear()
     logger = logging.getLogger("untold")
     reports.listen(logger)

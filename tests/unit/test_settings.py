@@ -451,10 +451,10 @@ def celery_settings(environment, **chosen: str) -> dict[str, object]:
         ("rediss://h:1/2", "reliability.transport:Transport"),
         ("valkey://h:1/2", "reliability.transport:Transport"),
         ("sentinel://a:1;sentinel://b:2/0", "reliability.transport:SentinelTransport"),
-        ("amqp://guest@rabbit//", None),
+        ("amqp://guest@rabbit//", "reliability.rabbitmq:Transport"),
     ],
 )
-def test_every_broker_on_redis_gets_our_transport(environment, url, transport):
+def test_every_broker_gets_our_transport(environment, url, transport):
     told = celery_settings(environment, CELERY_BROKER_URL=url, REDIS_URL="redis://r")
 
     assert told.get("broker_transport") == transport
