@@ -25,7 +25,7 @@ demo: setup ## run the main job on this machine, with embedded defaults; KEEP=1 
 	@$(BIN)/python -m sandbox.demo $(if $(KEEP),--keep)
 
 test: setup ## run the whole suite
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 3 --dist loadfile
 
 # Not a part of `test`: it makes a small Debian first, which takes some five minutes with the rest.
 compose-test: setup ## bring docker-compose.yml up with an engine of its own (Debian, root), drive it

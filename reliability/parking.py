@@ -11,7 +11,7 @@ import base64
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -220,9 +220,10 @@ class Parking:
         """
         waiting = [
             job.message_id
-            for job in self.jobs()
+            for job in self._scan()
             if job.service == service and job.reason in GATE_REASONS
         ]
+        waiting = self._in_order(waiting)
         self._space_out(waiting, start, spacing)
         return len(waiting)
 
@@ -233,16 +234,32 @@ class Parking:
 
         Those of each queue are apart by its spacing in seconds, or by *otherwise*.
         """
-        lines: dict[str, list[tuple[float, str]]] = defaultdict(list)
-        # A scan finds all that stay; pages by rank would skip some while others leave.
-        for message_id, stored in self._client.hscan_iter(self._parked, count=CHUNK):
-            job = _read(message_id, stored, due=0.0)
+        lines: dict[str, set[tuple[float, str]]] = defaultdict(set)
+        for job in self._scan():
             if job.reason == Paused.__name__ and job.code == hold:
-                lines[job.queue].append((job.accepted_at, message_id))
+                lines[job.queue].add((job.accepted_at, job.message_id))
         for queue, line in lines.items():
             waiting = [message_id for _, message_id in sorted(line)]
             self._space_out(waiting, start, spacings.get(queue, otherwise))
         return sum(len(line) for line in lines.values())
+
+    def _scan(self) -> Iterator[Parked]:
+        """Yield all jobs that stay, in no order; pages by rank would skip some while others leave.
+
+        A job may come twice; *due* is not read.
+        """
+        for message_id, stored in self._client.hscan_iter(self._parked, count=CHUNK):
+            yield _read(message_id, stored, due=0.0)
+
+    def _in_order(self, message_ids: Iterable[str]) -> list[str]:
+        """Return those that still wait, soonest first."""
+        found: list[tuple[float, str]] = []
+        distinct = list(dict.fromkeys(message_ids))
+        for place in range(0, len(distinct), CHUNK):
+            chunk = distinct[place : place + CHUNK]
+            dues = self._client.zmscore(self._due, chunk)
+            found += [(due, job) for due, job in zip(dues, chunk, strict=True) if due is not None]
+        return [job for _, job in sorted(found)]
 
     def _space_out(self, message_ids: Sequence[str], start: float, spacing: float) -> None:
         for place in range(0, len(message_ids), CHUNK):

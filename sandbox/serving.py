@@ -202,6 +202,7 @@ def create_server(app: Starlette) -> uvicorn.Server:
         ws="none",
         access_log=False,
         log_level="warning",
+        log_config=None,  # whoever runs it, be it a test, has set up logging or does without
         timeout_keep_alive=_KEEP_ALIVE,
         timeout_graceful_shutdown=1,  # a slow fault must not keep Ctrl-C waiting
     )

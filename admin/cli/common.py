@@ -15,6 +15,7 @@ from textwrap import indent
 from typing import Any, TypeVar
 
 import click
+from amqp.exceptions import AMQPError
 from kombu.exceptions import OperationalError
 from rich.console import Console
 from rich.markup import escape
@@ -41,8 +42,10 @@ def guarded(command: F) -> F:
     def run(*args: Any, **kwargs: Any) -> Any:
         try:
             return command(*args, **kwargs)
-        except (RedisError, OperationalError) as error:
+        except RedisError as error:
             raise click.ClickException(f"Redis does not answer: {error}") from error
+        except (OperationalError, AMQPError) as error:
+            raise click.ClickException(f"the broker does not answer: {error}") from error
         except InvalidData as error:
             raise click.ClickException(error.detail) from error
 
@@ -54,8 +57,8 @@ def the_database() -> Iterator[None]:
     """Say in one sentence what is wrong with the database or refused by it."""
     try:
         yield
-    except (RedisError, OperationalError):
-        raise  # `guarded` says that it is Redis
+    except (RedisError, OperationalError, AMQPError):
+        raise  # `guarded` says which it is
     except (InvalidData, NotConfigured, Pending) as error:
         raise click.ClickException(error.detail) from error
     except Exception as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from amqp.exceptions import AMQPError
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from kombu.exceptions import OperationalError
@@ -113,6 +114,16 @@ def redis_is_away(request: Request, failure: Exception) -> Response:
     )
 
 
+def broker_is_away(request: Request, failure: Exception) -> Response:
+    return _trouble(
+        request,
+        503,
+        "The broker does not answer",
+        f"The queues are there. See whether it runs, and who may use it. {NOT_DONE}",
+        f"{type(failure).__name__}: {failure}",
+    )
+
+
 def database_is_away(request: Request, failure: Exception) -> Response:
     return _trouble(
         request,
@@ -156,7 +167,8 @@ TROUBLES: Any = {
     HTTPException: refused,
     RequestValidationError: unreadable,
     RedisError: redis_is_away,
-    OperationalError: redis_is_away,
+    OperationalError: broker_is_away,
+    AMQPError: broker_is_away,
     SQLAlchemyError: database_is_away,
     JobError: failed,
     Exception: failed,
