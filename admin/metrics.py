@@ -129,7 +129,7 @@ def durations(counted: Mapping[str, Counts]) -> Iterator[Metric]:
     )
     for task, counts in sorted(runs.items()):
         buckets = list(zip(BUCKETS, map(float, accumulate(counts)), strict=True))
-        total = counted["job_duration_microseconds"][(task,)] * MICROSECOND
+        total = counted.get("job_duration_microseconds", {}).get((task,), 0) * MICROSECOND
         family.add_metric((task,), buckets, sum_value=total)
     yield family
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -11,6 +12,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol, TypedDict, Unpack, cast
+from urllib.request import getproxies
 
 import httpx
 
@@ -115,6 +117,7 @@ class Upstream:
             base_url=base_url,
             transport=transport,
             headers={"User-Agent": USER_AGENT, "Accept": "application/json", **(headers or {})},
+            mounts={} if transport else _mounts(service),
             timeout=httpx.Timeout(
                 service.read_timeout,
                 connect=service.connect_timeout,
@@ -282,6 +285,21 @@ class Upstream:
     def close(self) -> None:
         """Let the connections go, for when this process ends."""
         self.client.close()
+
+
+def _mounts(service: Service) -> dict[str, httpx.BaseTransport]:
+    """Return what carries all calls that no proxy of the environment carries.
+
+    The kernel goes on sending what a connection that we have closed still holds. When a network is
+    back, a call would take effect minutes after we have given it up, and after another worker has
+    looked for it in vain: what is not acknowledged in time must never arrive.
+    """
+    if "all" in getproxies() or not hasattr(socket, "TCP_USER_TIMEOUT"):
+        return {}
+    milliseconds = int(service.connect_timeout * 1000)  # a `Service.lease` counts on it
+    within = (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+    limits = httpx.Limits(max_connections=service.in_flight)
+    return {"all://": httpx.HTTPTransport(limits=limits, socket_options=[within])}
 
 
 class Sending(httpx.SyncByteStream):

@@ -106,8 +106,12 @@ class Tally:
         with self._lock:
             if self._teller is not None:
                 return
-            self._teller = threading.Thread(target=self._tell_on, name="counts", daemon=True)
-        self._teller.start()
+            teller = threading.Thread(target=self._tell_on, name="counts", daemon=True)
+            try:
+                teller.start()
+            except RuntimeError:  # no thread to be had: the next count tries again
+                return
+            self._teller = teller
 
     def _tell_on(self) -> None:
         pause = threading.Event()

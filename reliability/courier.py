@@ -130,6 +130,7 @@ class Courier(threading.Thread):
             more = self._send_what_is_due(channel)
             self._run_errands(channel, wait=0.0 if more else self._nap)
             self._channel.answer_late()
+            self._channel.keep_alive()
             self._see_to_suspects(channel)
 
     def _run_errands(self, channel: Any, wait: float) -> None:
@@ -162,10 +163,13 @@ class Courier(threading.Thread):
 
     def _message(self, departure: Departure) -> Message | None:
         try:
-            return opened(departure.message)
-        except (ValueError, TypeError, KeyError, AttributeError):
+            message = opened(departure.message)
+            message._serialize_properties()  # noqa: SLF001 - what AMQP cannot carry stops all others
+        except Exception:  # kombu's types decode, and AMQP's encode, with errors of every kind
+            logger.exception("[QUEUE] a parked message cannot be sent; it becomes a dead letter")
             departures().set_aside(departure)
             return None
+        return message
 
     def _declare(self, channel: Any, queue: str) -> None:
         if queue not in self._declared:

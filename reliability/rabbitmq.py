@@ -235,6 +235,8 @@ class Channel(stock.Channel):
 
     def basic_cancel(self, consumer_tag: str, *args: Any, **kwargs: Any) -> Any:
         known = self._consumed.pop(consumer_tag, None)
+        if known and not self._consumed:  # we are leaving: what comes back of ours is no death
+            self._spare_what_is_held()
         if known and self.solitude.sought:  # RabbitMQ has been told already
             return None
         return super().basic_cancel(consumer_tag, *args, **kwargs)
@@ -402,6 +404,11 @@ class Channel(stock.Channel):
             self._spare_what_is_held()
         super().collect()
         self.answer()  # to whatever comes in place of what was lost
+
+    def keep_alive(self) -> None:
+        """Send the heartbeat of a worker that waits for its last jobs: nobody turns its loop."""
+        if self._held and not self._consumed and self.connection is not None:
+            self.connection.send_heartbeat()
 
     def _spare_what_is_held(self) -> None:
         """Say that we live, so that what comes back of ours is no sign of a death."""

@@ -49,7 +49,7 @@ class Solitude:
             if not self.with_one and time.monotonic() - self.tried_at > PATIENCE:
                 self._go_on()
             return
-        for queue in self.queues:
+        for queue in set(self.queues) & set(self.channel.consumed):
             message = self.channel.basic_get(SUSPECTS_OF + queue)
             if message is not None:
                 self.with_one = True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import sqlite3
 import time
 from collections import deque
 from contextlib import contextmanager, nullcontext
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 PATIENCE = 10.0  # s a statement may take, waits for locks included: a thread cannot be killed
 RESTED = 1.0  # s after which a connection may be dead without our knowing
 BEGIN = "BEGIN IMMEDIATE"
+SHORTLY = 0.02  # s until a file that somebody is just changing is tried again
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 CONNECTIONS = 16  # per process; five processes fit into PostgreSQL's default of 100
 
@@ -163,6 +165,23 @@ def build(url: str, *, patience: float = PATIENCE, pooled: bool = True) -> Engin
     return made
 
 
+def _use_wal(connection: Any, patience: float) -> None:
+    """Have SQLite write ahead; processes that start at once do so, too.
+
+    The file remembers. SQLite does not wait for who is just changing it, whatever its timeout.
+    """
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(SHORTLY)
+        else:
+            return
+
+
 def _sqlite(address: URL, patience: float, options: dict[str, Any]) -> Engine:
     if address.database in {None, "", ":memory:"} or address.query.get("mode") == "memory":
         raise ValueError("DATABASE_URL names an SQLite database in memory; give it a file")
@@ -171,7 +190,7 @@ def _sqlite(address: URL, patience: float, options: dict[str, Any]) -> Engine:
     @event.listens_for(made, "connect")
     def _configure(connection: Any, _record: object) -> None:
         connection.isolation_level = None  # the driver must not begin transactions by itself
-        connection.execute("PRAGMA journal_mode=WAL")
+        _use_wal(connection, patience)
         # A power cut that took back an `intended` would let an effect happen twice.
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA foreign_keys=ON")

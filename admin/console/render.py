@@ -25,6 +25,7 @@ from config.settings import settings
 HERE = Path(__file__).parent
 STATIC = HERE / "static"
 REFRESHES = range(2, 61)  # s; faster would be a load, slower nobody waits for
+DIGITS = 4
 SOON = 1.0  # s that count as now
 MINUTE, HOUR, DAY = 60, 3600, 86_400
 
@@ -94,7 +95,9 @@ def done(request: Request, path: str, text: str, *, well: bool = True) -> Redire
 def refresh(request: Request) -> int:
     """Return the seconds after which the page is to load itself again; 0 is never."""
     asked = request.query_params.get("refresh", "")
-    return int(asked) if asked.isascii() and asked.isdigit() and int(asked) in REFRESHES else 0
+    # Python refuses to read a number of thousands of digits.
+    known = asked.isascii() and asked.isdigit() and len(asked) < DIGITS and int(asked) in REFRESHES
+    return int(asked) if known else 0
 
 
 def refresh_address(request: Request) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import Depends, Form, HTTPException, Request
 from starlette.responses import Response
@@ -135,7 +135,9 @@ def run(request: Request, run_id: str) -> Response:
 
 
 @router.post("/replays/{run_id}")
-def steer(request: Request, run_id: str, action: Annotated[str, Form()]) -> Response:
+def steer(
+    request: Request, run_id: str, action: Annotated[Literal["cancel", "resume"], Form()]
+) -> Response:
     """Stop a run, or have it go on."""
     found = _run(run_id)
     if action == "cancel":

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import Annotated, Any
 
-from fastapi import Form, Query
+from fastapi import Form, HTTPException, Query
 
 from admin.console.render import SPANS, from_now
 from reliability.dead_letters import STATES, Filter, Letter, dead_letters
@@ -105,6 +105,10 @@ def confirmed(
     """Read back what a person was asked about: the same letters, whatever has died since."""
     which = Filter("open", task, error_type, fingerprint, _moment(since), _moment(until), q)
     named = tuple(ids or ())[:NAMED]
+    # Without its end a selection would grow by what has died since it was looked at.
+    unread = (since and which.since is None) or (which.until is None and not named)
+    if unread:
+        raise HTTPException(422, "the form is not whole: look at the letters once more")
     return Picked(which, named, len(named) or (0 if q else dead_letters().count(which)))
 
 

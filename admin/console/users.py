@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import Form, HTTPException, Query, Request
 from starlette.responses import Response
@@ -77,7 +77,9 @@ def _where(job: str) -> dict[str, Any]:
 
 @router.post("/videos")
 def decide(
-    request: Request, order_id: Annotated[str, Form(alias="id")], action: Annotated[str, Form()]
+    request: Request,
+    order_id: Annotated[str, Form(alias="id")],
+    action: Annotated[Literal["arrived", "refund"], Form()],
 ) -> Response:
     """Settle a video of which nobody knows whether it has arrived."""
     there = f"/videos/{part(order_id)}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import islice
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from celery.states import READY_STATES
 from fastapi import Form, HTTPException, Query, Request
@@ -93,7 +93,7 @@ def _gone(request: Request, message_id: str) -> Response:
 def move(
     request: Request,
     message_id: Annotated[str, Form(alias="id")],
-    action: Annotated[str, Form()],
+    action: Annotated[Literal["release", "postpone", "cancel"], Form()],
     until: Annotated[str, Form()] = "",
 ) -> Response:
     """Let a job come back now, or later, or not at all."""
@@ -101,6 +101,8 @@ def move(
     if action == "cancel":
         return _cancel(request, message_id)
     later = from_now(until, 1) if action == "postpone" else None
+    if action == "postpone" and later is None:
+        raise HTTPException(422, "until when?")
     moved = parking().release(message_id, at=later.timestamp() if later else 0.0)
     if not moved:
         return done(request, "/parked", "It does not wait any more: nothing changed.", well=False)

@@ -10,10 +10,10 @@ from base64 import b64encode
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
-from deployment.engine import ROOT, Engine, lay_in, missing
+from deployment.engine import ROOT, Engine, FailedError, lay_in, missing
 
 PROFILES = ("--profile", "sandbox", "--profile", "monitoring")
 NOT_CLONED = (".git", ".venv", ".*_cache", ".hypothesis", "__pycache__", "*.db*", ".env", "spool")
@@ -44,12 +44,15 @@ def deployed() -> Iterator[Deployed]:
     if os.environ.get("COMPOSE") != "1":
         pytest.skip("takes minutes; `make compose-test` runs it")
     if why := missing():
-        (pytest.fail if os.environ.get("REQUIRE_SERVICES") == "1" else pytest.skip)(why)
+        _do_without(why)
     home = Path(tempfile.mkdtemp(prefix="perennial-engine-"))
     engine = Engine(home)
     try:
-        engine.start()
-        lay_in(engine)
+        try:
+            engine.start()
+            lay_in(engine)
+        except FailedError as error:
+            _do_without(f"no engine can be had here: {error}")
         here = Deployed(engine, cloned(home), secrets.token_hex(16))
         fill_in(here)
         with engine.step("our image, from our Dockerfile (docker compose build)"):
@@ -65,6 +68,10 @@ def deployed() -> Iterator[Deployed]:
         print(
             f"{sum(took for _, took in engine.steps):6.1f} s  in all, what overlapped counted twice"
         )
+
+
+def _do_without(why: str) -> NoReturn:
+    (pytest.fail if os.environ.get("REQUIRE_SERVICES") == "1" else pytest.skip)(why)
 
 
 def cloned(home: Path) -> Path:
