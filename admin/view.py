@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
+import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -162,6 +164,17 @@ def run_row(run: Run) -> dict[str, Any]:
     row["which"] |= {"since": _iso(run.which.since), "until": _iso(run.which.until)}
     inside = ("cursor", "exhausted", "paced_until", "revision", "step", "step_sent")
     return {name: value for name, value in row.items() if name not in inside}
+
+
+def difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """Return what an edit changes, line by line, as - and +."""
+    lines = (_lines(before), _lines(after))
+    told = list(difflib.unified_diff(*lines, lineterm="", n=1))
+    return "\n".join(line for line in told[2:] if not line.startswith("@@"))
+
+
+def _lines(arguments: Mapping[str, Any]) -> list[str]:
+    return json.dumps(arguments, ensure_ascii=False, indent=2, sort_keys=True).splitlines()
 
 
 def explain(error_type: str) -> str:

@@ -109,6 +109,8 @@ class Parking:
         self._client = client
         self._parked = f"{prefix}{keys.PARKED}"
         self._due = f"{prefix}{keys.PARKED_DUE}"
+        self._kinds = f"{prefix}{keys.PARKED_KINDS}"
+        self._of = f"{prefix}{keys.PARKED_OF}"
         self._release = client.register_script(script("release"))
         self._unpark = client.register_script(script("unpark"))
 
@@ -118,11 +120,11 @@ class Parking:
 
     def kinds(self) -> list[Kind]:
         """Count the waiting jobs by service and reason, and also those of which there were some."""
-        names = sorted(cast("set[str]", self._client.smembers(f"{self._parked}:kinds")))
+        names = sorted(cast("set[str]", self._client.smembers(self._kinds)))
         with self._client.pipeline(transaction=False) as look:
             for name in names:
-                look.zcard(f"{self._parked}:of:{name}")
-                look.zrange(f"{self._parked}:of:{name}", 0, 0, withscores=True)
+                look.zcard(f"{self._of}{name}")
+                look.zrange(f"{self._of}{name}", 0, 0, withscores=True)
             found = iter(look.execute())
         return [
             Kind(service, reason, count, oldest[0][1] if oldest else None)

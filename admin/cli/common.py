@@ -49,7 +49,7 @@ def guarded(command: F) -> F:
         except InvalidData as error:
             raise click.ClickException(error.detail) from error
 
-    return run  # type: ignore[return-value]
+    return run  # type: ignore[return-value]  # click's decorators leave no signature to keep
 
 
 @contextmanager

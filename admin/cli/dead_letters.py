@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
@@ -97,7 +96,7 @@ def dlq_show(message_id: str, as_json: bool) -> None:
         out.print(f"  {attempt(entry)}", markup=False)
     for edit in row["edits"]:
         out.print(f"  {edit['at']}  edited by {edit['by']}", markup=False)
-        out.print(difference(edit["before"], edit["after"]), markup=False, highlight=False)
+        out.print(view.difference(edit["before"], edit["after"]), markup=False, highlight=False)
     out.print(row["traceback"], markup=False, highlight=False)
 
 
@@ -181,7 +180,7 @@ def dlq_edit(
         raise click.ClickException(against)
     if after == before:
         raise click.ClickException("that changes nothing")
-    click.echo(difference(before, after))
+    click.echo(view.difference(before, after))
     if not yes:
         click.confirm("Change it so?", abort=True)
     try:
@@ -210,17 +209,6 @@ def edited(
             raise click.UsageError(f"there is no {path} to leave out")
         del inner[name]
     return after
-
-
-def difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
-    """Return what an edit changes, line by line, as - and +."""
-    lines = (_lines(before), _lines(after))
-    told = list(difflib.unified_diff(*lines, lineterm="", n=1))
-    return "\n".join(line for line in told[2:] if not line.startswith("@@"))
-
-
-def _lines(arguments: Mapping[str, Any]) -> list[str]:
-    return json.dumps(arguments, ensure_ascii=False, indent=2, sort_keys=True).splitlines()
 
 
 def _place(arguments: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:

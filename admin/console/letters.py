@@ -9,7 +9,6 @@ from fastapi import Depends, Form, HTTPException, Query, Request
 from starlette.responses import Response
 
 from admin import repair, view
-from admin.cli.dead_letters import difference
 from admin.console import words
 from admin.console.render import done, from_now, name_of, page, part
 from admin.console.selection import Selection, selected
@@ -180,7 +179,7 @@ def letter(request: Request, message_id: str) -> Response:
         archived=archived,
         story=story_of(row),
         outlook=None if archived or found.state != "open" else next(dry_run([found])),
-        differences=[difference(edit["before"], edit["after"]) for edit in row["edits"]],
+        differences=[view.difference(edit["before"], edit["after"]) for edit in row["edits"]],
     )
 
 
@@ -281,7 +280,7 @@ def _editor(
         letter=view.letter_row(dead),
         text=text,
         against=against,
-        difference=difference(dead.message_body.kwargs, kwargs) if kwargs else "",
+        difference=view.difference(dead.message_body.kwargs, kwargs) if kwargs else "",
         outlook=next(dry_run([amended(dead, kwargs or {})])) if looked_at else None,
         status=422 if against else 200,
     )

@@ -597,6 +597,34 @@ def test_a_video_in_doubt_is_settled_once(operator):
     assert "has 18.00 credits" in re.sub(r"</?code>", "", balance)
 
 
+@pytest.mark.parametrize(
+    ("path", "form"),
+    [
+        pytest.param("/videos", {"id": night.DOUBTFUL, "action": "look"}, id="an unknown verdict"),
+        pytest.param("/parked", {"id": "job-1", "action": "wait"}, id="an unknown move"),
+        pytest.param(
+            "/parked", {"id": "job-1", "action": "postpone", "until": "ever"}, id="no such time"
+        ),
+        pytest.param("/replay", {"task": "bitrix.create_deal"}, id="letters without an end"),
+        pytest.param("/discard", {"until": "soon"}, id="an end that cannot be read"),
+    ],
+)
+def test_a_form_that_is_not_whole_does_nothing(operator, redis, path, form):
+    before = redis.dbsize(), redis.zcard("perennial:dead:open"), redis.llen("bitrix")
+    answer = operator.post(path, **form)
+
+    assert answer.status_code == 422
+    assert (redis.dbsize(), redis.zcard("perennial:dead:open"), redis.llen("bitrix")) == before
+
+
+@pytest.mark.parametrize("asked", ["1" * 5_000, "٣", "-5", "1e3", "100"])
+def test_a_senseless_refresh_is_none(stranger, asked):
+    answer = stranger.get("/login", params={"refresh": asked})
+
+    assert answer.status_code == 200
+    assert 'http-equiv="refresh"' not in answer.text
+
+
 def test_a_crawl_is_ended_by_the_job_that_does_so(operator, redis):
     waiting = redis.llen("x")
     ended = operator.post("/crawls", id="crawl-of-the-night")

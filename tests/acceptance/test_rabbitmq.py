@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import time
+from base64 import b64decode
 from collections.abc import Iterator
 from uuid import uuid4
 
 import pytest
-from acceptance.system import QUICK, RATE, Portal
+from acceptance.system import PATIENCE, QUICK, RATE, Portal
 from acceptance.visits import visited
 from fixtures.rabbitmq import RabbitSystem, running_rabbitmq
 from fixtures.supervisor import Supervisor
@@ -119,6 +120,19 @@ def test_a_wait_that_another_program_has_sent_holds_no_worker(
     house.operate("parked", "cancel", job)
 
     assert parked.kwargs["order_id"] == order
+
+
+def test_a_parked_message_that_cannot_be_sent_holds_up_no_other(
+    staffed_house: RabbitSystem, order: str
+):
+    house = staffed_house
+    send(house, f"{order}-odd", countdown=0.2, headers={"number": 2**70})  # too long for AMQP
+    (job,) = send(house, order, countdown=0.2)
+
+    assert house.result(job)["outcome"] == "created"
+    (letter,) = eventually(house.open_letters, within=PATIENCE)
+    assert letter.code == "corrupt_item"
+    assert f"{order}-odd".encode() in b64decode(json.loads(b64decode(letter.raw))["body"])
 
 
 def test_a_job_that_outlives_its_connection_is_run_once(staffed_house: RabbitSystem, order: str):

@@ -34,7 +34,6 @@ NEEDED = {
     "nsenter": "util-linux",
     "iptables": "iptables",
 }
-MIRROR = "http://deb.debian.org/debian"
 PYTHON = ("python3", "python3-venv", "ca-certificates")
 SERVERS = ("redis-server", "postgresql", "prometheus", "prometheus-alertmanager")
 IMAGES = {
@@ -210,7 +209,7 @@ def lay_in(engine: Engine) -> None:
         wheels = pool.submit(_download, engine)
         with engine.step("Debian 12 with Python (debootstrap)"):
             options = ("--variant=minbase", f"--include={','.join(PYTHON)}")
-            run("debootstrap", *options, "bookworm", base, MIRROR)
+            run("debootstrap", *options, "bookworm", base)
         wheels.result()
         run("cp", "-a", base, servers)
         # The servers install while Python is packed.

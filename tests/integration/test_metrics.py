@@ -252,6 +252,28 @@ def test_runs_are_in_the_bucket_of_their_length_and_their_sum_is_exact(our_redis
     assert found["job_duration_seconds_sum", "video.send"] == pytest.approx(3303.021)
 
 
+def test_what_counts_goes_on_where_no_thread_can_be_had(redis_client, monkeypatch):
+    counts = Tally(lambda: redis_client)
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as crowded:
+        crowded.setattr(threading.Thread, "start", refuse)
+        counts.count("jobs")
+    counts.count("jobs")
+
+    eventually(lambda: redis_client.hget(keys.COUNTS, "jobs") == "2")
+
+
+def test_runs_that_were_told_by_half_are_told_all_the_same(our_redis):
+    our_redis.hset(keys.COUNTS, "job_duration_seconds\nvideo.send\n0.25", 2)
+    found = scrape()
+
+    assert found["job_duration_seconds_count", "video.send"] == 2
+    assert found["job_duration_seconds_sum", "video.send"] == 0
+
+
 def test_a_bucket_of_another_release_still_counts(our_redis):
     our_redis.hset(keys.COUNTS, "job_duration_seconds\nvideo.send\n0.3", 2)
     our_redis.hset(keys.COUNTS, "job_duration_microseconds\nvideo.send", 500_000)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
+from http.server import HTTPServer, SimpleHTTPRequestHandler
 from types import SimpleNamespace
 
 import httpx
@@ -387,3 +389,23 @@ def test_neither_address_nor_credential_is_in_an_error(upstream, answer):
     assert "api.example/" not in repr(vars(error))
     assert error.__cause__ is None
     assert error.__context__ is None
+
+
+def test_the_kernel_gives_up_sending_when_we_have_given_up_waiting(monkeypatch, redis_client):
+    for name in ("NO_PROXY", "no_proxy"):  # what it names is called as httpx has it
+        monkeypatch.delenv(name, raising=False)
+    served = HTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler)
+    threading.Thread(target=served.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{served.server_port}/"
+    calls = Upstream(SERVICE, Gate(redis_client, SERVICE), classifier.classify, base_url=address)
+    try:
+        with calls.client.stream("GET", "") as answer:
+            wire = answer.extensions["network_stream"].get_extra_info("socket")
+            milliseconds = wire.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+    finally:
+        calls.close()
+        served.shutdown()
+        served.server_close()
+
+    assert milliseconds == SERVICE.connect_timeout * 1000
+    assert milliseconds < (SERVICE.lease - SERVICE.read_timeout) * 1000
