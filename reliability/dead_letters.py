@@ -125,8 +125,7 @@ class Letter:
 
         Less than *replays* where the application has sent the job anew under its old id.
         """
-        count = self.headers.get("replays")
-        return count if isinstance(count, int) else 0
+        return replays_of(self.headers)
 
     @property
     def replayable(self) -> bool:
@@ -289,6 +288,13 @@ class DeadLetters:
         """
         replays = str(letter.replays + 1)
         return self._changed("settle", letter.message_id, "replayed", by, note, replays)
+
+    def note_ended_well(self, message_id: str, replays: int) -> bool:
+        """Settle the letter of a job that has ended well after it was sent again so many times.
+
+        It is open where whoever sent the job has crashed before the mark. False if it is settled.
+        """
+        return self._changed("settle", message_id, "replayed", "", "", str(replays))
 
     def compensate(self, message_id: str, state: str, *, of: int | None = None) -> bool:
         """Set the state of the compensation. False if that is no change.
@@ -693,6 +699,12 @@ class DeadLetters:
             for body, mark in zip(*pipeline.execute(), strict=True):
                 if body and mark:
                     yield _marked(Letter.from_json(body), json.loads(mark)), mark
+
+
+def replays_of(headers: Mapping[str, Any]) -> int:
+    """Return how often a person has sent the job of a message again."""
+    count = headers.get("replays")
+    return count if isinstance(count, int) else 0
 
 
 @lru_cache(maxsize=1)

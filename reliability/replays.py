@@ -12,6 +12,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -24,7 +25,7 @@ from redis.exceptions import RedisError
 
 from config.settings import settings
 from reliability.connection import redis
-from reliability.dead_letters import Filter, Letter, dead_letters
+from reliability.dead_letters import Filter, Letter, dead_letters, replays_of
 from reliability.keys import OURS
 from reliability.parking import parking
 from reliability.scripts import script
@@ -280,22 +281,39 @@ def driver_of(run: str) -> str:
     return f"ramp-{run}"
 
 
-def note_end(headers: Mapping[str, Any], job: str, *, died: bool = False) -> None:
-    """Tell its run that a job has ended; raise nothing. Of a death its letter is written already.
+def note_success(headers: Mapping[str, Any], job: str) -> None:
+    """Tell the letter of a job that was sent again, and its run, that it has ended well.
 
-    What Redis does not hear now, the driver finds out later (`Replays.silent`).
+    Raises nothing. Only where the sender has crashed in between does the letter not know yet that
+    the job was sent.
     """
+    again = replays_of(headers)
+    if again:
+        with _heard(job):
+            dead_letters().note_ended_well(job, again)
+            _note_end(headers, job)
+
+
+def note_death(headers: Mapping[str, Any], job: str) -> None:
+    """Tell its run that a job has died; raise nothing. Its letter is written already."""
+    with _heard(job):
+        letter = dead_letters().get(job) if HEADER in headers else None
+        _note_end(headers, job, letter.fingerprint if letter else UNKNOWN)
+
+
+def _note_end(headers: Mapping[str, Any], job: str, cause: str = "") -> None:
     run = headers.get(HEADER)
-    if not isinstance(run, str):
-        return
+    if isinstance(run, str) and replays().ended(run, job, cause) == 0:
+        parking().wake(driver_of(run))  # the next step need not wait for its next look
+
+
+@contextmanager
+def _heard(job: str) -> Iterator[None]:
+    # What Redis does not hear now, the driver finds out later (`Replays.silent`).
     try:
-        letter = dead_letters().get(job) if died else None
-        cause = (letter.fingerprint if letter else UNKNOWN) if died else ""
-        left = replays().ended(run, job, cause)
-        if left == 0:
-            parking().wake(driver_of(run))  # the next step need not wait for its next look
+        yield
     except RedisError as error:
-        log.warning("[DLQ] the replay %s has not heard that %s ended: %s", run, job, error)
+        log.warning("[DLQ] the replay of %s has not heard that it ended: %s", job, error)
 
 
 def _filter(stored: Mapping[str, Any]) -> Filter:

@@ -47,8 +47,9 @@ from config.policies import (
 )
 from config.settings import settings
 from reliability.connection import RedisError
+from reliability.dead_letters import replays_of
 from reliability.holds import Hold, standing_holds
-from reliability.replays import note_end
+from reliability.replays import note_success
 from tasks import measures, traces
 from tasks.payloads import FIRST, VERSION, Payload, Upcaster, version_of
 from tasks.reports import REPORTED, report_wait
@@ -131,10 +132,10 @@ class Operation(Task):
     # -- the worker's side
 
     def on_success(self, retval: Any, task_id: str, args: Any, kwargs: Any) -> None:  # noqa: ARG002
-        """Count it, and tell the ramped replay that has sent this job, if one has."""
+        """Count it; tell the letter and the ramped replay of a job that was sent again."""
         if self._is_message():
             measures.succeeded(self.name, retval)
-        note_end(self.request.headers or {}, task_id)
+        note_success(self.request.headers or {}, task_id)
 
     def _governed(self, body: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(body)
@@ -402,7 +403,7 @@ def job() -> Job:
     return Job(
         request.id,
         accepted_at(headers),
-        replays(headers),
+        replays_of(headers),
         began_at(headers),
         Wait.from_headers(headers),
     )
@@ -436,12 +437,6 @@ def accepted_at(headers: Mapping[str, Any]) -> datetime | None:
 def began_at(headers: Mapping[str, Any]) -> datetime | None:
     """Return when a job's user began to wait for it: for a replay, that was then."""
     return _moment(headers.get("sent_again_at")) or accepted_at(headers)
-
-
-def replays(headers: Mapping[str, Any]) -> int:
-    """Return how often a person has sent the job again."""
-    count = headers.get("replays")
-    return count if isinstance(count, int) else 0
 
 
 def _moment(seconds: Any) -> datetime | None:

@@ -22,10 +22,17 @@ from classifiers.errors import InvalidData, JobError, Permanent, PoisonPill
 from config.history import History
 from config.settings import settings
 from reliability import quarantine
-from reliability.dead_letters import Body, Compensation, Letter, Metadata, dead_letters
-from reliability.replays import note_end
+from reliability.dead_letters import (
+    Body,
+    Compensation,
+    Letter,
+    Metadata,
+    dead_letters,
+    replays_of,
+)
+from reliability.replays import note_death
 from tasks import app, measures
-from tasks.base import accepted_at, classified, replays
+from tasks.base import accepted_at, classified
 from tasks.compensation import (
     compensate,
     compensations,
@@ -252,7 +259,7 @@ def letter(
         payload_version=version if type(version) is int else 0,
         raw=b64encode(raw).decode(),
         release=settings().release,
-        replays=replays(headers),
+        replays=replays_of(headers),
         compensation=Compensation("needed", about) if about else Compensation(),
     )
 
@@ -274,7 +281,7 @@ def bury(dead: Letter, error: BaseException | None = None) -> bool:
         _report(dead, error)
         task = dead.message_body.task
         measures.ended(task if task in app.tasks else measures.UNKNOWN, measures.DEAD)
-    note_end(dead.headers, dead.message_id, died=True)
+    note_death(dead.headers, dead.message_id)
     compensate(dead)
     return True
 

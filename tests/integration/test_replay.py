@@ -22,6 +22,7 @@ from reliability.dead_letters import (
     HIDDEN,
     Body,
     Compensation,
+    DeadLetters,
     Filter,
     Letter,
     Metadata,
@@ -29,7 +30,7 @@ from reliability.dead_letters import (
 )
 from reliability.gate import Gate
 from reliability.parking import parking
-from reliability.replays import Run, note_end, replays
+from reliability.replays import Run, note_success, replays
 from storage import credits, effects, videos
 from storage.upgrade import upgrade
 from storage.videos import Order
@@ -498,7 +499,7 @@ def driven(run: Run) -> Run:
 def ends(messages: list[dict[str, Any]]) -> None:
     """Jobs end well, as their workers tell."""
     for message in messages:
-        note_end(message, message["id"])
+        note_success(message, message["id"])
 
 
 def dies(message: dict[str, Any], text: str = DOWN) -> None:
@@ -674,7 +675,7 @@ def test_a_ramp_whose_jobs_are_held_says_so_and_does_not_count_as_hung(broker, m
     held = looked_at(run)
     parking().release("j0", at=1.0)
     parking().cancel("j0")
-    note_end(message, "j0")
+    note_success(message, "j0")
 
     assert (held.state, held.waits) == (
         "running",
@@ -738,6 +739,19 @@ def test_a_job_that_was_written_down_and_not_sent_is_sent_later(broker, monkeypa
     driven(run)
 
     assert [message["id"] for message in queued(broker)] == ["j0"]
+
+
+def test_a_job_that_was_sent_and_not_marked_is_no_open_letter_once_it_has_ended_well(
+    broker, monkeypatch
+):
+    run = begun(many(1))
+    with monkeypatch.context() as crash:
+        crash.setattr(DeadLetters, "mark_replayed", lambda *_, **__: None)
+        driven(run)
+    assert states("j0") == ["open"]
+    ends(taken(broker))
+
+    assert states("j0") == ["replayed"]
 
 
 def test_two_drivers_send_each_job_once(broker):
