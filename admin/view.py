@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -121,7 +120,7 @@ def effect_row(row: effects.Row) -> dict[str, Any]:
 def holds() -> list[dict[str, Any]]:
     """Return every hold, oldest first, with the number of *jobs* that are parked for it."""
     known = held_back().each()
-    waiting = Counter(job.code for job in parking().jobs()) if known else Counter()
+    waiting = parking().held(*(hold.id for hold in known))
     return [hold_row(hold) | {"jobs": waiting[hold.id]} for hold in known]
 
 

@@ -6,6 +6,7 @@ OURS = "perennial:"
 PARKED = OURS + "parked"  # hash: job id → list key, newline, message
 PARKED_DUE = OURS + "parked:due"  # sorted set: job id by the time it comes back, unix seconds
 PARKED_KINDS = OURS + "parked:kinds"  # set: service, space, reason of the jobs that ever waited
+# and of those that a person holds back, as long as some wait, colon, hold
 PARKED_OF = OURS + "parked:of:"  # sorted set per kind: job id by when it was accepted
 LEAVING = OURS + "leaving"  # hash: as the parked jobs, while another broker is given them
 LEAVING_SINCE = OURS + "leaving:since"  # sorted set: job id by when it left, unix seconds

@@ -1,8 +1,8 @@
 """The parked jobs: every wait of ours, readable and movable by hand.
 
 The transport writes them (`park.lua`) and moves them back when they are due (`take.lua`). Each of
-them stands in a sorted set of its kind, too, which is the upstream it waits for and the reason:
-whoever takes one out takes it out of there (`unpark.lua`).
+them stands in a sorted set of its kind, too, which is the upstream it waits for and the reason, or
+the hold that keeps it back: whoever takes one out takes it out of there (`unpark.lua`).
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from __future__ import annotations
 import base64
 import json
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, cast
 
 from redis import Redis
@@ -32,7 +33,7 @@ from classifiers.errors import (
 from config.settings import settings
 from reliability import keys
 from reliability.connection import redis
-from reliability.counters import label
+from reliability.counters import NONE, label
 from reliability.scripts import script
 
 # What a closed gate says, and the answers that close one.
@@ -42,6 +43,7 @@ GATE_REASONS = frozenset(kind.__name__ for kind in (*CLOSED, *CLOSING))
 # What waits for news, and may come back as soon as there are some.
 NEWS_REASONS = frozenset(kind.__name__ for kind in (OutcomeUnknown, Pending))
 END_OF_TIME = 253_402_300_800.0  # the year 10000, which no clock shows
+HELD = f"{NONE} {Paused.__name__}"  # the kind of what a person holds; then a colon, and which hold
 SCHEDULED = "Scheduled"  # the reason of a job that was to come later from the outset
 CHUNK = 500  # jobs read per round trip
 MOST_SEARCHED = 2_000  # jobs that one page looks through for those of a filter: about 0.1 s
@@ -107,6 +109,7 @@ class Parking:
 
     def __init__(self, client: Redis, *, prefix: str = "") -> None:
         self._client = client
+        self._prefix = prefix
         self._parked = f"{prefix}{keys.PARKED}"
         self._due = f"{prefix}{keys.PARKED_DUE}"
         self._kinds = f"{prefix}{keys.PARKED_KINDS}"
@@ -126,12 +129,20 @@ class Parking:
                 look.zcard(f"{self._of}{name}")
                 look.zrange(f"{self._of}{name}", 0, 0, withscores=True)
             found = iter(look.execute())
-        return [
-            Kind(service, reason, count, oldest[0][1] if oldest else None)
-            for (service, reason), count, oldest in zip(
-                (name.split(" ") for name in names), found, found, strict=True
-            )
-        ]
+        counts, begun = Counter[tuple[str, str]](), defaultdict[tuple[str, str], list[float]](list)
+        for name, count, oldest in zip(names, found, found, strict=True):
+            counts[words := _words(name)] += count
+            begun[words] += [at for _, at in oldest]
+        return [Kind(*words, n, min(begun[words], default=None)) for words, n in counts.items()]
+
+    def held(self, *holds: str) -> dict[str, int]:
+        """Count the jobs that wait for each of *holds*, by its id."""
+        with self._client.pipeline(transaction=False) as look:
+            for hold in holds:
+                look.zcard(f"{self._of}{HELD}:{hold}")
+            found = Counter(dict(zip(holds, look.execute(), strict=True)))
+        before = Counter(job.code for job in self._stored(self._of_kind(HELD)))
+        return {hold: found[hold] + before[hold] for hold in holds}
 
     def overdue(self) -> float:
         """Return for how many seconds the soonest job has been due, 0 if none is.
@@ -179,7 +190,7 @@ class Parking:
                 if len(found) == limit or looked_at == MOST_SEARCHED:
                     return ParkedPage(tuple(found), last)
                 looked_at, last = looked_at + 1, f"{due!r}:{message_id}"
-                job = _read(message_id, stored, due) if stored is not None else None
+                job = self._read(message_id, stored, due) if stored is not None else None
                 if job and all(getattr(job, name) == value for name, value in wanted.items()):
                     found.append(job)
         return ParkedPage(tuple(found))
@@ -192,7 +203,7 @@ class Parking:
             due, stored = pipe.execute()
         if due is None or stored is None:
             return None
-        return _read(message_id, cast("str", stored), due)
+        return self._read(message_id, cast("str", stored), due)
 
     def release(self, message_id: str, *, at: float = 0.0, urgent: bool = False) -> bool:
         """Let a job come back now, or *at* a unix time. False if it does not wait.
@@ -220,12 +231,8 @@ class Parking:
         They keep their order. Jobs that wait for something else, such as a back-off or a look at
         what became of a call, keep their time.
         """
-        waiting = [
-            job.message_id
-            for job in self._scan()
-            if job.service == service and job.reason in GATE_REASONS
-        ]
-        waiting = self._in_order(waiting)
+        kinds = (f"{label(service)} {reason}" for reason in GATE_REASONS)
+        waiting = self._in_order(chain.from_iterable(map(self._of_kind, kinds)))
         self._space_out(waiting, start, spacing)
         return len(waiting)
 
@@ -236,29 +243,36 @@ class Parking:
 
         Those of each queue are apart by its spacing in seconds, or by *otherwise*.
         """
-        lines: dict[str, set[tuple[float, str]]] = defaultdict(set)
-        for job in self._scan():
-            if job.reason == Paused.__name__ and job.code == hold:
-                lines[job.queue].add((job.accepted_at, job.message_id))
+        lines: dict[str, list[tuple[float, str]]] = defaultdict(list)
+        # A release that knew no kind of each hold has parked some of them among all that are held.
+        for job in self._stored(chain(self._of_kind(f"{HELD}:{hold}"), self._of_kind(HELD))):
+            if job.code == hold:
+                lines[job.queue].append((job.accepted_at, job.message_id))
         for queue, line in lines.items():
             waiting = [message_id for _, message_id in sorted(line)]
             self._space_out(waiting, start, spacings.get(queue, otherwise))
         return sum(len(line) for line in lines.values())
 
-    def _scan(self) -> Iterator[Parked]:
-        """Yield all jobs that stay, in no order; pages by rank would skip some while others leave.
+    def _of_kind(self, kind: str) -> Iterator[str]:
+        """Yield all ids of a kind that stay, in no order, some perhaps twice.
 
-        A job may come twice; *due* is not read.
+        A scan skips none of them; pages by rank would while others leave.
         """
-        for message_id, stored in self._client.hscan_iter(self._parked, count=CHUNK):
-            yield _read(message_id, stored, due=0.0)
+        for message_id, _ in self._client.zscan_iter(f"{self._of}{kind}", count=CHUNK):
+            yield message_id
+
+    def _stored(self, message_ids: Iterable[str]) -> Iterator[Parked]:
+        """Yield those that still wait, each once; *due* is not read."""
+        for chunk in _chunks(message_ids):
+            found = cast("list[str | None]", self._client.hmget(self._parked, chunk))
+            for message_id, stored in zip(chunk, found, strict=True):
+                if stored is not None:
+                    yield self._read(message_id, stored, due=0.0)
 
     def _in_order(self, message_ids: Iterable[str]) -> list[str]:
         """Return those that still wait, soonest first."""
         found: list[tuple[float, str]] = []
-        distinct = list(dict.fromkeys(message_ids))
-        for place in range(0, len(distinct), CHUNK):
-            chunk = distinct[place : place + CHUNK]
+        for chunk in _chunks(message_ids):
             dues = self._client.zmscore(self._due, chunk)
             found += [(due, job) for due, job in zip(dues, chunk, strict=True) if due is not None]
         return [job for _, job in sorted(found)]
@@ -272,7 +286,7 @@ class Parking:
     def cancel(self, message_id: str) -> Parked | None:
         """Take a job out for good and return it; None if it does not wait (any more)."""
         taken = self._unpark(keys=[self._parked, self._due], args=[message_id])
-        return _read(message_id, taken[1], float(taken[0])) if taken else None
+        return self._read(message_id, taken[1], float(taken[0])) if taken else None
 
     def _chunks_from(self, cursor: str, size: int) -> Iterator[list[tuple[str, float, str | None]]]:
         """Yield id, due and message of what comes after a cursor, chunk by chunk."""
@@ -311,9 +325,36 @@ class Parking:
             return []
         stored = cast("list[str | None]", self._client.hmget(self._parked, [i for i, _ in ids]))
         return [
-            _read(message_id, item, due) if item is not None else None
+            self._read(message_id, item, due) if item is not None else None
             for (message_id, due), item in zip(ids, stored, strict=True)
         ]
+
+    def _read(self, message_id: str, stored: str, due: float) -> Parked:
+        list_key, _, parked, raw = stored.split("\n", 3)
+        since = float(parked.split(" ", 1)[0])
+        message = json.loads(raw)
+        headers = message["headers"]
+        args, kwargs = _arguments(message)
+        parking = headers.get("parking") or {}
+        return Parked(
+            message_id=message_id,
+            task=headers.get("task", ""),
+            args=args,
+            kwargs=kwargs,
+            reason=parking.get("reason", SCHEDULED),
+            service=parking.get("service", ""),
+            code=parking.get("code", ""),
+            detail=parking.get("detail", ""),
+            queue=list_key.split("\x06\x16", 1)[0].removeprefix(self._prefix),
+            accepted_at=_accepted_at(headers, since),
+            since=since,
+            due=due,
+            attempts=sum((headers.get("spent") or {}).values()),
+            replays=replays if isinstance(replays := headers.get("replays"), int) else 0,
+            history=headers.get("history") or [],
+            payload_version=headers.get("payload_version", 1),
+            trace_id=str(headers.get("root_id") or message_id),
+        )
 
 
 def parking() -> Parking:
@@ -321,41 +362,30 @@ def parking() -> Parking:
     return Parking(redis(), prefix=settings().redis_stream_prefix)
 
 
-def _read(message_id: str, stored: str, due: float) -> Parked:
-    list_key, _, parked, raw = stored.split("\n", 3)
-    since = float(parked.split(" ", 1)[0])
-    message = json.loads(raw)
-    headers = message["headers"]
-    args, kwargs = _arguments(message)
-    parking = headers.get("parking") or {}
-    return Parked(
-        message_id=message_id,
-        task=headers.get("task", ""),
-        args=args,
-        kwargs=kwargs,
-        reason=parking.get("reason", SCHEDULED),
-        service=parking.get("service", ""),
-        code=parking.get("code", ""),
-        detail=parking.get("detail", ""),
-        queue=list_key.split("\x06\x16", 1)[0],
-        accepted_at=_accepted_at(headers, since),
-        since=since,
-        due=due,
-        attempts=sum((headers.get("spent") or {}).values()),
-        replays=replays if isinstance(replays := headers.get("replays"), int) else 0,
-        history=headers.get("history") or [],
-        payload_version=headers.get("payload_version", 1),
-        trace_id=str(headers.get("root_id") or message_id),
-    )
-
-
 def kind_of(headers: Mapping[str, Any]) -> str:
-    """Return service and reason of a job that is about to be parked, as words with a space."""
+    """Return service and reason of a job that is about to be parked, as words with a space.
+
+    Of one that a person holds back the hold is a part, so that nobody has to look for its jobs.
+    """
     facts = headers.get("parking")
     if not isinstance(facts, Mapping):
         facts = {}
     service, reason = facts.get("service") or "", facts.get("reason") or SCHEDULED
-    return f"{label(str(service))} {label(str(reason))}"
+    kind, hold = f"{label(str(service))} {label(str(reason))}", facts.get("code")
+    return f"{kind}:{label(str(hold))}" if kind == HELD and hold else kind
+
+
+def _words(kind: str) -> tuple[str, str]:
+    """Return service and reason of a kind, whichever hold it is of."""
+    service, reason = kind.split(" ")
+    return service, reason.partition(":")[0]
+
+
+def _chunks(message_ids: Iterable[str]) -> Iterator[list[str]]:
+    """Yield all that are different, so many as are read per round trip."""
+    distinct = list(dict.fromkeys(message_ids))
+    for place in range(0, len(distinct), CHUNK):
+        yield distinct[place : place + CHUNK]
 
 
 def under_way_since(headers: Mapping[str, Any], now: float) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from itertools import islice
 from typing import Annotated, Any, Literal
 
@@ -26,7 +25,6 @@ from tasks.compensation import operation_named
 router = pages()
 
 SHOWN = 50  # jobs on a page
-LOOKED_AT = 2_000  # parked jobs that one page goes through: some hundredths of a second
 # Digits, a colon, an id: anything else would be refused by Redis.
 CURSOR = r"^(-?\d{1,16}(\.\d{1,9})?:.+)?$"
 
@@ -167,17 +165,7 @@ def _service(name: str) -> Service:
 @router.get("/holds")
 def held(request: Request) -> Response:
     """List what a person holds back, and offer to hold more."""
-    rows = [view.hold_row(hold) for hold in holds().each()]
-    looked = Counter(job.code for job in islice(parking().jobs(), LOOKED_AT)) if rows else Counter()
-    return page(
-        request,
-        "holds.html",
-        place="/holds",
-        holds=rows,
-        jobs=looked,
-        all_looked_at=parking().count() <= LOOKED_AT,
-        tasks=operations(),
-    )
+    return page(request, "holds.html", place="/holds", holds=view.holds(), tasks=operations())
 
 
 @router.post("/holds")

@@ -45,7 +45,7 @@ def test_a_job_leaves_when_it_is_due_and_not_before(departures: Departures, park
     ]
     assert 95 < until_next <= 100
     assert parking.get("now") is None  # nobody can cancel what may be sent already
-    assert parking.get("later").queue == f"{PREFIX}bitrix"
+    assert parking.get("later").queue == "bitrix"
     assert [kind.count for kind in parking.kinds()] == [1]
 
 

@@ -6,6 +6,7 @@ import json
 import math
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -18,12 +19,13 @@ from click.testing import CliRunner, Result
 from fixtures.waiting import eventually
 from redis import Redis
 
-from admin import cli
+from admin import cli, view
 from classifiers.errors import InternalError, Paused
 from config.services import services
 from config.settings import settings
-from reliability import connection
+from reliability import connection, keys
 from reliability.connection import redis
+from reliability.departures import departures
 from reliability.gate import Gate
 from reliability.holds import (
     CLAIM,
@@ -39,7 +41,7 @@ from reliability.holds import (
     Snapshot,
     holds,
 )
-from reliability.parking import parking
+from reliability.parking import GATE_REASONS, HELD, kind_of, parking
 from tasks import bitrix  # as a module: pytest looks at names, and a task at its settings then
 
 NOW = 1_000_000.0
@@ -293,13 +295,39 @@ def test_a_held_job_is_parked_where_a_person_finds_it_and_lets_it_go(broker, mon
     assert parking().get("j1").due == pytest.approx(time.time(), abs=60)
 
 
-def park(broker: Redis, job_id: str, hold: Hold, *, queue: str = "bitrix", **headers: Any) -> None:
-    """Park a job for an hour as the transport does, for a hold unless *headers* say otherwise."""
+def park(
+    broker: Redis,
+    job_id: str,
+    hold: Hold,
+    *,
+    queue: str = "bitrix",
+    until: float = LATER,
+    **headers: Any,
+) -> None:
+    """Park a job as the transport does, since 1970, for a hold unless *headers* say otherwise."""
+    message = held_message(job_id, hold, **headers)
+    departures().park(job_id, queue, message, until)
+    rewrite(broker, job_id, kind_of(json.loads(message)["headers"]))
+
+
+def held_message(job_id: str, hold: Hold, **headers: Any) -> str:
     parked = {"reason": "Paused", "code": hold.id, "service": ""}
     headers = {"id": job_id, "task": "bitrix.update_deal", "parking": parked} | headers
-    message = json.dumps({"body": "[[], {}, {}]", "headers": headers, "properties": {}})
-    broker.hset("perennial:parked", job_id, f"{queue}\nperennial:bell:{queue}\n5\n{message}")
-    broker.zadd("perennial:parked:due", {job_id: LATER})
+    return json.dumps({"body": "[[], {}, {}]", "headers": headers, "properties": {}})
+
+
+def park_as_before(broker: Redis, job_id: str, hold: Hold, **headers: Any) -> None:
+    """Park a job as a release did that knew one kind for all that is held."""
+    park(broker, job_id, hold, **headers)
+    broker.zrem(f"{keys.PARKED_OF}{HELD}:{hold.id}", job_id)
+    broker.zadd(f"{keys.PARKED_OF}{HELD}", {job_id: 5})
+    rewrite(broker, job_id, HELD)
+
+
+def rewrite(broker: Redis, job_id: str, kind: str) -> None:
+    """Have Redis say of a parked job that it has waited since 1970, as one of a *kind*."""
+    place, bell, _, message = broker.hget(keys.PARKED, job_id).split("\n", 3)
+    broker.hset(keys.PARKED, job_id, f"{place}\n{bell}\n5 {kind}\n{message}")
 
 
 def dues(*job_ids: str) -> list[float]:
@@ -365,6 +393,20 @@ def test_each_queue_is_a_line_of_its_own(broker, over, queue, seconds):
     assert apart("j1", "j3") == pytest.approx([seconds or spacing(queue)], abs=1e-4)
 
 
+def test_the_pace_is_that_of_the_queue_whatever_its_keys_begin_with(broker, monkeypatch):
+    monkeypatch.setenv("REDIS_STREAM_PREFIX", "app:")
+    settings.cache_clear()
+    hold = holds().end(holds().add(by="ann", task="bitrix.update_deal").id)
+    for n in range(2):
+        departures().park(
+            f"j{n}", "bitrix", held_message(f"j{n}", hold, accepted_at=1.0 + n), LATER
+        )
+    holds().release(hold)
+
+    assert parking().get("j0").queue == "bitrix"
+    assert apart("j0", "j1") == pytest.approx([spacing("bitrix")], abs=1e-4)
+
+
 @pytest.mark.parametrize(
     "parked",
     [
@@ -404,6 +446,136 @@ def test_thousands_of_jobs_are_all_let_go(broker, over):
 
     assert holds().release(over) == 1200
     assert broker.zcount("perennial:parked:due", LATER, "+inf") == 0
+
+
+def waiting_for(service: str, reason: str, code: str = "") -> dict[str, str]:
+    return {"reason": reason, "service": service, "code": code}
+
+
+def test_a_gate_that_opens_lets_its_jobs_come_back_in_their_order_and_no_others(broker, over):
+    for place, reason in enumerate(sorted(GATE_REASONS)):
+        due = LATER - place  # the other way round than they were parked
+        park(broker, reason, over, until=due, parking=waiting_for("bitrix", reason))
+    park(broker, "elsewhere", over, parking=waiting_for("kie", "RateLimited"))
+    park(broker, "failed", over, parking=waiting_for("bitrix", "ServiceUnavailable"))
+    freed = parking().release_service("bitrix", start=NOW, spacing=0.5)
+    line = sorted(GATE_REASONS, reverse=True)
+
+    assert freed == len(GATE_REASONS)
+    assert dues(*line) == [NOW + 0.5 * place for place in range(len(line))]
+    assert dues("elsewhere", "failed") == [LATER, LATER]
+
+
+HELD_BY = waiting_for("", "Paused", "hold-1")
+AT_THE_GATE = waiting_for("bitrix", "RateLimited")
+
+
+@pytest.mark.parametrize("facts", [HELD_BY, AT_THE_GATE], ids=["a hold", "a gate"])
+def test_no_job_is_left_behind_while_others_leave(broker, over, monkeypatch, facts):
+    leaving = [f"leaving-{n:03}" for n in range(600)]
+    staying = [f"staying-{n:03}" for n in range(600)]
+    for n, job_id in enumerate(leaving + staying):
+        park(broker, job_id, over, parking=facts, accepted_at=1.0 + n, until=LATER + n)
+    execute = Redis.execute_command
+
+    def as_some_leave(client: Redis, *command: Any, **options: Any) -> Any:
+        answer = execute(client, *command, **options)
+        with monkeypatch.context() as undisturbed:
+            undisturbed.setattr(Redis, "execute_command", execute)
+            for _ in range(100):
+                if leaving:
+                    parking().cancel(leaving.pop(0))
+        return answer
+
+    monkeypatch.setattr(Redis, "execute_command", as_some_leave)
+    if facts is HELD_BY:
+        holds().release(over)
+    else:
+        parking().release_service("bitrix", start=NOW, spacing=0.1)
+    monkeypatch.setattr(Redis, "execute_command", execute)
+
+    assert [job_id for job_id in staying if dues(job_id)[0] >= LATER] == []
+
+
+def read_by(broker: Redis, look: Callable[[], Any]) -> int:
+    """Return how many bytes Redis sends while somebody looks."""
+    before = broker.info("stats")["total_net_output_bytes"]
+    look()
+    return broker.info("stats")["total_net_output_bytes"] - before
+
+
+def looks(hold: Hold) -> list[Callable[[], Any]]:
+    return [
+        view.holds,
+        parking().kinds,
+        lambda: parking().release_held(hold.id, start=LATER, spacings={}, otherwise=1.0),
+        lambda: parking().release_service("bitrix", start=LATER, spacing=1.0),
+    ]
+
+
+def test_nobody_reads_what_waits_for_something_else(broker, over):
+    """A look at ten jobs that are held costs no more when a thousand others wait."""
+    others = [waiting_for("bitrix", "Pending"), waiting_for("kie", "Paused")]
+    others += [waiting_for("", "Paused", "hold-99"), {}]
+    for n in range(10):
+        park(broker, f"held-{n}", over)
+        park(broker, f"at the gate-{n}", over, parking=AT_THE_GATE)
+    for n, facts in enumerate(others):
+        park(broker, f"first other-{n}", over, parking=facts)
+    before = [read_by(broker, look) for look in looks(over)]
+    for n in range(1000):
+        park(broker, f"other-{n}", over, parking=others[n % len(others)])
+    after = [read_by(broker, look) for look in looks(over)]
+
+    assert after == pytest.approx(before, abs=500)  # a job alone has some 300 bytes
+
+
+# -- jobs that a release before this one has parked
+
+
+def test_what_the_release_before_has_parked_is_counted_and_let_go_in_its_order(broker, over):
+    park_as_before(broker, "j1", over, accepted_at=10.0)
+    park(broker, "j2", over, accepted_at=20.0)
+    park_as_before(broker, "j3", over, accepted_at=30.0)
+    park_as_before(broker, "of another", Hold("hold-99"))
+    (row,) = view.holds()
+
+    assert row["jobs"] == 3
+    assert holds().release(over) == 3
+    assert apart("j1", "j2", "j3") == pytest.approx([spacing("bitrix")] * 2, abs=1e-4)
+    assert dues("of another") == [LATER]
+
+
+def test_what_the_release_before_has_parked_is_counted_once_when_it_is_held_again(broker, over):
+    park_as_before(broker, "j1", over)
+    park(broker, "j1", over)
+
+    assert [row["jobs"] for row in view.holds()] == [1]
+    assert [(kind.service, kind.reason, kind.count) for kind in parking().kinds()] == [
+        ("none", "Paused", 1)
+    ]
+
+
+# -- which holds are known as kinds
+
+
+def test_held_jobs_are_of_one_kind_for_whoever_counts_kinds(broker):
+    for number, at in enumerate([30.0, 10.0, 20.0]):
+        park(broker, f"j{number}", Hold(f"hold-{number}"), accepted_at=at)
+
+    (kind,) = parking().kinds()
+
+    assert (kind.service, kind.reason, kind.count, kind.oldest) == ("none", "Paused", 3, 10.0)
+
+
+def test_a_hold_that_nothing_waits_for_is_forgotten_when_the_next_one_comes(broker):
+    for number in range(3):
+        park(broker, f"j{number}", Hold(f"hold-{number}"))
+    parking().cancel("j1")
+    park(broker, "j3", Hold("hold-3"))
+
+    kinds = {f"{HELD}:hold-{number}" for number in (0, 2, 3)}
+    assert broker.smembers(keys.PARKED_KINDS) == kinds
 
 
 # -- the end of a hold
