@@ -40,7 +40,9 @@ class Departures:
         self._client = client
         self._prefix = prefix
         self._names = [prefix + name for name in (keys.PARKED, keys.PARKED_DUE)]
-        self._leaving = [prefix + name for name in (keys.LEAVING, keys.LEAVING_SINCE)]
+        self._leaving, self._left, self._accepted = (
+            prefix + name for name in (keys.LEAVING, keys.LEAVING_SINCE, keys.LEAVING_ACCEPTED)
+        )
         self._corrupt = prefix + keys.CORRUPT
         self._depart = client.register_script(script("depart"))
         self._park = client.register_script(script("park"))
@@ -67,15 +69,16 @@ class Departures:
         jobs = [one.job for one in departures]
         if jobs:
             with self._client.pipeline(transaction=True) as pipe:
-                pipe.hdel(self._leaving[0], *jobs)
-                pipe.zrem(self._leaving[1], *jobs)
+                pipe.hdel(self._leaving, *jobs)
+                pipe.zrem(self._left, *jobs)
+                pipe.zrem(self._accepted, *jobs)
                 pipe.execute()
 
     def put_back(self, departures: Iterable[Departure]) -> None:
         """Have them wait again, due now: the broker may not have them."""
         left = {one.job: 0.0 for one in departures}
         if left:
-            self._client.zadd(self._leaving[1], left, xx=True)  # since ever, so that they come back
+            self._client.zadd(self._left, left, xx=True)  # since ever, so that they come back
             self._run(0)
 
     def set_aside(self, departure: Departure) -> None:
@@ -85,7 +88,7 @@ class Departures:
         self.sent([departure])
 
     def _run(self, at_most: int) -> list[Any]:
-        names = [*self._names, *self._leaving, self._corrupt]
+        names = [*self._names, self._leaving, self._left, self._corrupt, self._accepted]
         return cast("list[Any]", self._depart(keys=names, args=[at_most, PATIENCE]))
 
     def _read(self, job: bytes, item: bytes) -> Departure:

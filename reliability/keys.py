@@ -10,6 +10,7 @@ PARKED_KINDS = OURS + "parked:kinds"  # set: service, space, reason of the jobs 
 PARKED_OF = OURS + "parked:of:"  # sorted set per kind: job id by when it was accepted
 LEAVING = OURS + "leaving"  # hash: as the parked jobs, while another broker is given them
 LEAVING_SINCE = OURS + "leaving:since"  # sorted set: job id by when it left, unix seconds
+LEAVING_ACCEPTED = OURS + "leaving:accepted"  # sorted set: job id by when it was accepted
 BEAT = OURS + "beat"  # string: when anybody last beat, and since when somebody has
 CORRUPT = OURS + "corrupt"  # list: what was found in a queue and is no message
 QUARANTINE = OURS + "quarantine:"  # list per queue: the suspects among its messages

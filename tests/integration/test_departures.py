@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 
 import pytest
 from redis import Redis
@@ -11,11 +12,12 @@ from redis import Redis
 from reliability import keys
 from reliability.deaths import Deaths
 from reliability.departures import Departures
-from reliability.parking import Parking
+from reliability.parking import Kind, Parking
 from sandbox.redis_server import RedisServer
 
 PREFIX = "app:"
-MESSAGE = json.dumps({"body": "[[], {}, {}]", "headers": {"task": "t"}, "properties": {}})
+HEADERS = {"task": "t", "accepted_at": 5.0}
+MESSAGE = json.dumps({"body": "[[], {}, {}]", "headers": HEADERS, "properties": {}})
 RUN = ("job", 0)
 
 
@@ -70,6 +72,42 @@ def test_what_the_broker_may_not_have_waits_again_at_once(departures: Departures
     assert parking.get("one") is not None
     assert [kind.count for kind in parking.kinds()] == [1]
     assert [one.job for one in departures.take()[1]] == [b"one"]
+
+
+def put_back(departures: Departures, client: Redis) -> None:
+    departures.put_back(departures.take()[1])
+
+
+def die(departures: Departures, client: Redis) -> None:
+    departures.take()
+    client.zincrby(PREFIX + keys.LEAVING_SINCE, -31.0, "one")  # half a minute later
+    departures._run(0)  # as another worker does that takes what is due
+
+
+@pytest.mark.parametrize("leave", [put_back, die], ids=["put back", "its worker has died"])
+def test_a_job_that_comes_back_is_as_old_as_it_was(
+    departures: Departures, parking: Parking, client: Redis, leave: Callable[..., None]
+):
+    departures.park("one", "bitrix", MESSAGE, 0.0)
+    before = parking.kinds()
+    client.delete(PREFIX + keys.PARKED_KINDS)  # as where nothing of its kind was left
+    leave(departures, client)
+
+    assert before == parking.kinds() == [Kind("none", "Scheduled", 1, 5.0)]
+    assert client.exists(PREFIX + keys.LEAVING_ACCEPTED) == 0
+
+
+def test_a_job_that_the_release_before_let_go_is_as_old_as_its_wait(
+    departures: Departures, parking: Parking, client: Redis
+):
+    departures.park("one", "bitrix", MESSAGE, 0.0)
+    waits_since = parking.get("one").since
+    departures.take()
+    client.delete(PREFIX + keys.LEAVING_ACCEPTED)
+    client.zincrby(PREFIX + keys.LEAVING_SINCE, -31.0, "one")
+    departures._run(0)
+
+    assert [kind.oldest for kind in parking.kinds()] == [waits_since]
 
 
 def test_what_a_dead_worker_was_about_to_send_is_sent_by_another(
