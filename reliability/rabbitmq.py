@@ -90,6 +90,8 @@ class Channel(stock.Channel):
 
     #: Jobs of lost connections that this process still works on → their new delivery, if one came.
     orphans: ClassVar[dict[Run, tuple[Channel, int] | None]] = {}
+    #: One ends in a thread of its own, perhaps at the moment in which its new delivery comes.
+    orphans_lock: ClassVar[threading.Lock] = threading.Lock()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._confirms: Confirms | None = None
@@ -307,9 +309,9 @@ class Channel(stock.Channel):
         run = partial(self._run, held, deliver)
         due, died = due_at(headers_of(message)), deaths_of(message)
         errands = self._keep()
-        if held.run in self.orphans:  # still at work here: that run answers for this delivery, too
-            self.orphans[held.run] = (self, tag)
-        elif died >= SUSPECT_AFTER and not alone:
+        if self._is_still_at_work(held.run, tag):
+            return
+        if died >= SUSPECT_AFTER and not alone:
             errands.copy(SUSPECTS_OF + queue, message, tag, died)
         elif due is not None and due > time.time():  # from a publisher without our transport
             errands.park(queue, message, tag, due)
@@ -317,6 +319,14 @@ class Channel(stock.Channel):
             errands.judge(queue, message, tag, run)
         else:
             run()
+
+    def _is_still_at_work(self, run: Run, tag: int) -> bool:
+        """Whether this process still works on *run*; its end answers for this delivery, too."""
+        with self.orphans_lock:
+            known = run in self.orphans
+            if known:
+                self.orphans[run] = (self, tag)
+        return known
 
     def _run(self, held: Held, deliver: Callable[[], Any]) -> None:
         if self.connection is not None:  # else RabbitMQ delivers it anew
@@ -353,8 +363,13 @@ class Channel(stock.Channel):
             answer()
             self._held.pop(tag, None)
             self.solitude.look()
-        elif held is not None and (successor := self.orphans.pop(held.run, None)):
+        elif held is not None and (successor := self._successor(held.run)):
             instead(*successor)
+
+    def _successor(self, run: Run) -> tuple[Channel, int] | None:
+        """End what was at work when its connection was lost; return its new delivery, if any."""
+        with self.orphans_lock:
+            return self.orphans.pop(run, None)
 
     def _answer(self, send: Callable[[], Any]) -> None:
         """Have *send* called by the thread that reads: a socket is no place for two."""
