@@ -17,6 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from config.services import scaled
 from config.settings import settings
 from reliability.connection import RedisError, redis
+from reliability.keys import OURS
 from reliability.liveness import canary_ages
 from storage import database
 from tasks import app
@@ -26,6 +27,9 @@ log = logging.getLogger(__name__)
 
 # s without a canary: four were missed. A drill that makes them come sooner is no reason to hurry.
 STALE = 120.0
+# A Redis that is full, a replica, or cannot write its file answers a ping all the same.
+WRITTEN = OURS + "ready"  # string: that it could be written
+KEPT = 60  # s
 PATIENCE = 5.0  # s for a broker of its own to answer: Prometheus gives a scrape ten
 
 
@@ -82,6 +86,11 @@ def _redis() -> Check:
     except RedisError as error:
         log.warning("[API] not ready: Redis does not answer: %s", error)
         return Check("redis", ok=False, detail="does not answer (REDIS_URL)")
+    try:
+        redis().set(settings().redis_stream_prefix + WRITTEN, "", ex=KEPT)
+    except RedisError as error:
+        log.warning("[API] not ready: Redis takes no writes: %s", error)
+        return Check("redis", ok=False, detail="takes no writes (is it full? a replica?)")
     return Check("redis", ok=True, detail="answers")
 
 

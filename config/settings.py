@@ -319,6 +319,19 @@ class Settings(BaseSettings):
             )
         return SecretStr(url)
 
+    @field_validator(
+        "admin_token",
+        "bitrix_application_token",
+        "kie_api_key",
+        "kie_webhook_hmac_key",
+        "telegram_webhook_secret",
+    )
+    @classmethod
+    def _is_a_word(cls, value: SecretStr | None) -> SecretStr | None:
+        # Files and secrets of Kubernetes like to end in a newline, which no header can carry.
+        word = value.get_secret_value().strip() if value else ""
+        return SecretStr(word) if word else None
+
     @field_validator("redis_host")
     @classmethod
     def _is_a_host(cls, value: str | None) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Annotated, Any
 
 from fastapi import Depends, Form, HTTPException, Query, Request
@@ -24,6 +25,8 @@ router = pages()
 
 SHOWN = 50  # letters on a page
 NEWEST = 10  # letters on the page of their cause
+# Digits, a colon, an id. Python reads numbers that Redis does not, such as 1_0.
+CURSOR = re.compile(r"[0-9]{1,16}(\.[0-9]{1,17})?:.+", re.DOTALL)
 DEAD = "dead_letter"  # the last entry of a history that ended so
 CAUSES = 100  # more than that nobody reads; the most frequent come first
 
@@ -159,11 +162,7 @@ def _costly(which: Filter) -> bool:
 
 def _known(cursor: str) -> str:
     """Return a cursor of ours, empty for anything else that stands in an address."""
-    at, _, message_id = cursor.partition(":")
-    try:
-        return cursor if float(at) > 0 and message_id else ""
-    except ValueError:
-        return ""
+    return cursor if CURSOR.fullmatch(cursor) else ""
 
 
 @router.get("/dead-letters/{message_id:path}")
@@ -290,7 +289,7 @@ def _arguments(dead: Letter, text: str) -> tuple[dict[str, Any], str]:
     """Return the arguments in a text, and what speaks against them, empty for nothing."""
     try:
         kwargs = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return {}, f"This is no JSON: {error}."
     if not isinstance(kwargs, dict):
         return {}, "This is no object of arguments by name, { … }."

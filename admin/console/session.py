@@ -48,6 +48,7 @@ HEADERS = {
 }
 NEVER_KEPT = {"cache-control": "no-store"}
 KEPT_A_DAY = {"cache-control": "public, max-age=86400"}  # its address changes with its content
+FAILED = 400  # a status from here on
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,12 +201,14 @@ class SafeHeaders:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        static = "/static/" in scope.get("path", "")
-        headers = HEADERS | (KEPT_A_DAY if static else NEVER_KEPT)
-        added = [(name.encode(), value.encode()) for name, value in headers.items()]
+        # An id may hold "/static/", too; and a file that is missing today may be there tomorrow.
+        static = scope["path"].removeprefix(scope["root_path"]).startswith("/static/")
 
         async def send_safely(message: Message) -> None:
             if message["type"] == "http.response.start":
+                keep = KEPT_A_DAY if static and message["status"] < FAILED else NEVER_KEPT
+                named = (HEADERS | keep).items()
+                added = [(name.encode(), value.encode()) for name, value in named]
                 message["headers"] = [*message["headers"], *added]
             await send(message)
 

@@ -26,7 +26,11 @@ UNUSABLE: dict[int | str, dict[str, Any]] = {
 }
 UNREADABLE: dict[int | str, dict[str, Any]] = {
     400: {"model": Problem, "description": "The body is no JSON, or no form."},
-    413: {"model": Problem, "description": "The body is too large."},
+    413: {
+        "model": Problem,
+        "content": {"text/plain": {"schema": {"type": "string"}}},
+        "description": "The body is too large; that alone may be said in plain text.",
+    },
     **UNUSABLE,
 }
 UNKNOWN: dict[int | str, dict[str, Any]] = {

@@ -20,7 +20,6 @@ from admin.routes.access import (
     guarded_router,
 )
 from admin.routes.shapes import (
-    MOST,
     Answer,
     Group,
     Letter,
@@ -32,7 +31,7 @@ from admin.routes.shapes import (
     Run,
     Sent,
     Settled,
-    State,
+    WhichGroups,
     WhichPage,
 )
 from reliability.dead_letters import Filter, Page, dead_letters
@@ -63,9 +62,9 @@ def list_letters(which: Annotated[WhichPage, Query()]) -> Answer:
 
 
 @router.get("/groups", response_model=list[Group], responses=UNUSABLE)
-def list_groups(state: State = "open", limit: Annotated[int, Query(ge=1, le=MOST)] = 100) -> Answer:
+def list_groups(which: Annotated[WhichGroups, Query()]) -> Answer:
     """List the causes of letters, the most frequent first."""
-    groups = dead_letters().groups(state=state, limit=limit)
+    groups = dead_letters().groups(state=which.state, limit=which.limit)
     return Answer([view.group_row(group) for group in groups])
 
 

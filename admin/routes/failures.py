@@ -15,6 +15,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from kombu.exceptions import OperationalError
 from sqlalchemy.exc import SQLAlchemyError
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from admin.repair import Refused
@@ -36,6 +37,7 @@ OURS = "our own side failed: see whether Redis and the database run; the log say
 
 def install(app: FastAPI) -> None:
     """Have *app* answer these failures so, whichever route they come from."""
+    app.add_exception_handler(HTTPException, _as_told)
     app.add_exception_handler(RequestValidationError, _unusable)
     app.add_exception_handler(Refused, _refused)
     app.add_exception_handler(RedisError, _redis)
@@ -49,12 +51,26 @@ def install(app: FastAPI) -> None:
 
 def sentence(errors: Sequence[Mapping[str, Any]]) -> str:
     """Say what pydantic complains about, never with what was sent: it may be a secret."""
-    said = [f"{'.'.join(map(str, error['loc'][1:])) or 'body'}: {error['msg']}" for error in errors]
-    return "; ".join(dict.fromkeys(said))
+    return "; ".join(dict.fromkeys(map(_said, errors)))
+
+
+def _said(error: Mapping[str, Any]) -> str:
+    match error:
+        case {"type": "json_invalid"}:
+            return "the body is no JSON"
+        # What came as a form, as curl sends it, or without a type was not even parsed.
+        case {"loc": ("body",), "input": bytes()}:
+            return "the body has to be an object, and sent as Content-Type: application/json"
+    return f"{'.'.join(map(str, error['loc'][1:])) or 'body'}: {error['msg']}"
+
+
+async def _as_told(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # noqa: S101  Starlette's type is wider
+    return Answer({"detail": error.detail}, error.status_code, error.headers or {})
 
 
 async def _unusable(_: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)  # noqa: S101  Starlette's type is wider
+    assert isinstance(error, RequestValidationError)  # noqa: S101  as above
     return Answer({"detail": sentence(error.errors())}, 422)
 
 

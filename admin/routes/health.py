@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
+from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Depends, Request
 from prometheus_client import CONTENT_TYPE_LATEST
-from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from admin import readiness
@@ -15,27 +18,40 @@ from config.settings import settings
 
 router = APIRouter(tags=["health"], default_response_class=Answer)
 
+T = TypeVar("T")
 
+# Threads of their own: where Redis is silent, webhooks hold all the others, each for half a minute.
+WATCHERS = CapacityLimiter(8)
+
+
+async def watched(look: Callable[[], T]) -> T:
+    """Return what *look* sees, whatever else this process is busy with."""
+    return await to_thread.run_sync(look, limiter=WATCHERS)
+
+
+@router.head("/health", include_in_schema=False)
 @router.get("/health", response_model=Up)
 async def health() -> Answer:
     """Say that this process answers. It asks nobody: restart the process where it does not."""
     return Answer({"status": "ok"})
 
 
+@router.head("/ready", include_in_schema=False)
 @router.get(
     "/ready",
     response_model=Readiness,
     responses=UNUSABLE | {503: {"model": Readiness, "description": "Something is not well."}},
 )
-def ready(canaries: bool = True) -> Answer:
+async def ready(canaries: bool = True) -> Answer:
     """Say whether work can be done: Redis, database and broker answer, and each queue is served.
 
-    A queue is served if a worker has come to one of its canaries, which beat sends each 30 s,
-    within the last two minutes. For a load balancer in front of this API, ask with
-    `canaries=false`: webhooks are to be taken, too, while no worker runs. It names no host, and
-    needs no token.
+    Redis has to take writes, too. A queue is served if a worker has come to one of its canaries,
+    which beat sends each 30 s, within the last two minutes. For a load balancer in front of this
+    API, ask with `canaries=false`: webhooks are to be taken, too, while no worker runs. It names no
+    host, and needs no token.
     """
-    checks = [check.row() for check in readiness.checks(canaries=canaries)]
+    found = await watched(lambda: list(readiness.checks(canaries=canaries)))
+    checks = [check.row() for check in found]
     well = all(check["ok"] for check in checks)
     content = {"status": "ready" if well else "not ready", "checks": checks}
     return Answer(content, 200 if well else 503)
@@ -54,4 +70,5 @@ async def metrics(request: Request) -> Response:
     """Give the figures as Prometheus reads them; without a token if `METRICS_PUBLIC` is set."""
     if not settings().metrics_public:
         await admit(request)
-    return Response(await run_in_threadpool(exposition), media_type=CONTENT_TYPE_LATEST)
+    figures = await watched(exposition)
+    return Response(figures, 200, {"Cache-Control": "no-store"}, CONTENT_TYPE_LATEST)

@@ -16,7 +16,7 @@ from admin.routes.access import (
     Operator,
     guarded_router,
 )
-from admin.routes.shapes import MOST, Answer, Run
+from admin.routes.shapes import Answer, HowMany, Run
 from reliability.replays import Run as Ramp
 from reliability.replays import replays
 from tasks.replay import drive
@@ -27,9 +27,9 @@ RunId = Annotated[str, Path(description="Of a ramped replay.")]
 
 
 @router.get("", response_model=list[Run], responses=UNUSABLE)
-def list_replays(limit: Annotated[int, Query(ge=1, le=MOST)] = 100) -> Answer:
+def list_replays(which: Annotated[HowMany, Query()]) -> Answer:
     """List the ramped replays of the last month, newest first."""
-    return Answer([view.run_row(run) for run in islice(replays().each(), limit)])
+    return Answer([view.run_row(run) for run in islice(replays().each(), which.limit)])
 
 
 @router.get("/{run}", response_model=Run, responses=UNKNOWN | UNUSABLE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 
@@ -22,6 +23,12 @@ class Answer(JSONResponse):
     Half a surrogate pair is not UTF-8, and JSON has no NaN: the one stays escaped, the other
     becomes a text. A listing must not fail for one of its rows.
     """
+
+    def __init__(
+        self, content: Any, status_code: int = 200, headers: Mapping[str, str] = {}, **more: Any
+    ) -> None:
+        """Have no cache keep it: what it tells is of this moment, and of customers."""
+        super().__init__(content, status_code, {"Cache-Control": "no-store"} | {**headers}, **more)
 
     def render(self, content: Any) -> bytes:
         try:
@@ -98,6 +105,23 @@ class WhichPage(Which):
     state: State = "open"
     limit: Annotated[int, Field(ge=1, le=MOST)] = 100
     cursor: Cursor = ""
+
+
+class WhichGroups(BaseModel):
+    """Which causes, and how many of them."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    state: State = "open"
+    limit: Annotated[int, Field(ge=1, le=MOST)] = 100
+
+
+class HowMany(BaseModel):
+    """How many of them."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    limit: Annotated[int, Field(ge=1, le=MOST)] = 100
 
 
 class ParkedPage(BaseModel):

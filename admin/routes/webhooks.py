@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastapi import APIRouter, HTTPException, Request
-from kombu.exceptions import OperationalError
 from starlette.concurrency import run_in_threadpool
 
 from admin.routes.access import UNREADABLE
@@ -187,5 +186,3 @@ def queued(task: Any, **payload: Any) -> dict[str, str]:
         return {"job": task.delay(**payload).id}
     except InvalidData as refusal:
         raise HTTPException(422, str(refusal)) from refusal
-    except OperationalError as failure:
-        raise HTTPException(503, "the queue cannot be reached") from failure

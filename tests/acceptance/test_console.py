@@ -184,6 +184,46 @@ def test_over_https_a_cookie_stays_there(shift):
     assert "Secure" in answer.headers["set-cookie"]
 
 
+KEPT, NEVER = "public, max-age=86400", "no-store"
+
+
+@pytest.mark.parametrize(
+    ("path", "kept"),
+    [
+        ("/static/console.css", KEPT),
+        ("/static/nothing.css", NEVER),
+        ("/parked/a/static/b", NEVER),
+        ("/", NEVER),
+        ("/login", NEVER),
+    ],
+)
+def test_only_files_are_kept_by_a_cache(stranger, operator, path, kept):
+    for visitor in (stranger, operator):
+        assert visitor.get(path).headers["cache-control"] == kept
+
+
+def test_a_bug_of_ours_is_told_on_as_safe_a_page(routes, monkeypatch):
+    from admin.console import mount, session
+
+    def bug() -> None:
+        raise ZeroDivisionError
+
+    app = FastAPI()
+    mount(app)
+    monkeypatch.setattr(session, "require_token", bug)
+
+    async def ask() -> httpx.Response:
+        line = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=line, base_url="http://api") as visitor:
+            return await visitor.get("/console/login")
+
+    answer = asyncio.run(ask())
+
+    assert answer.status_code == 500
+    assert "This is a bug of the console" in answer.text
+    assert {**answer.headers, **session.HEADERS, **session.NEVER_KEPT} == dict(answer.headers)
+
+
 @pytest.mark.parametrize(
     "wanted",
     ["https://evil.example/", "//evil.example/", "/console/../..\\evil", "/webhooks/kie"],
@@ -410,6 +450,7 @@ def test_a_page_loads_itself_again_only_where_asked(operator):
         ("/parked/none", 404, "It does not wait any more"),
         ("/nowhere", 404, "There is no such page."),
         ("/parked?cursor=x", 422, "makes no sense"),
+        ("/dead-letters?cursor=1_0:x", 200, "letters"),
     ],
 )
 def test_what_is_not_there_is_told_in_words(operator, path, status, sentence):
@@ -482,6 +523,13 @@ def test_a_letter_is_mended_looked_at_and_sent(browser, redis):
     assert sent.state == "replayed"
     assert sent.message_body.kwargs["amount"] == "1990.00"
     assert (sent.edits[0].by, sent.settled_by) == ("dana", "dana")
+
+
+def test_arguments_that_no_computer_reads_are_refused_in_words(operator):
+    answer = operator.post("/edit", id="job-to-mend", arguments="[" * 100_000)
+
+    assert answer.status_code == 422
+    assert "This is no JSON" in answer.text
 
 
 def test_a_gate_is_paused_with_a_word_and_resumed(browser, redis):

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from reliability.connection import TIMEOUTS
+
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 RULES = yaml.safe_load((DEPLOY / "prometheus/alerts.yml").read_text())["groups"][0]["rules"]
@@ -72,6 +74,15 @@ def test_the_configurations_are_sound(tmp_path):
 
     run("promtool", "check", "config", "prometheus.yml", cwd=tmp_path)
     run("amtool", "check-config", "alertmanager/alertmanager.yml")
+
+
+def test_a_scrape_waits_for_the_news_that_redis_is_silent():
+    scrape = yaml.safe_load((DEPLOY / "prometheus/prometheus.yml").read_text())["global"]
+    timeout, interval = (
+        int(scrape[f"scrape_{name}"].removesuffix("s")) for name in ("timeout", "interval")
+    )
+
+    assert TIMEOUTS["socket_timeout"] < timeout <= interval
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -12,7 +13,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+from anyio import to_thread
 from fastapi.routing import iter_route_contexts
 from fixtures.api import TOKEN, Client, forget
 from fixtures.refusing import refusing_broker
@@ -30,7 +33,9 @@ LATE = 1e10  # a due time that nobody sees
 # What is reached without the token: each has its own reason, and its own check where it needs one.
 OPEN = {
     ("GET", "/health"),
+    ("HEAD", "/health"),
     ("GET", "/ready"),
+    ("HEAD", "/ready"),
     ("POST", "/webhooks/bitrix"),
     ("POST", "/webhooks/kie/{job}"),
     ("POST", "/webhooks/telegram"),
@@ -156,7 +161,7 @@ def test_no_route_is_open_without_a_token_of_ours(api_settings, stranger):
 
     assert {answer.status_code for answer in answers.values()} == {503}
     assert {answer.text for answer in answers.values()} == {
-        '{"detail":"not configured: set ADMIN_TOKEN"}'
+        '{"detail": "not configured: set ADMIN_TOKEN"}'
     }
 
 
@@ -239,6 +244,11 @@ def test_the_process_says_that_it_is_up(stranger):
     assert stranger.get("/health").json() == {"status": "ok"}
 
 
+@pytest.mark.parametrize(("path", "status"), [("/health", 200), ("/ready", 503)])
+def test_whoever_watches_may_ask_without_a_body(stranger, path, status):
+    assert stranger.request("HEAD", path).status_code == status
+
+
 def test_ready_is_what_answers_and_is_served(stranger):
     for queue in queues_served():
         heard(queue)
@@ -285,6 +295,32 @@ def test_without_redis_it_is_not_ready_and_says_no_more_than_that(api_settings, 
         "database": True,
     }
     assert not {"127.0.0.1", "s3cret"} & set(answer.text.replace(":", " ").split())
+
+
+def test_a_redis_that_takes_no_writes_is_not_ready(stranger, redis_client):
+    redis_client.config_set("min-replicas-to-write", 1)
+    try:
+        answer = stranger.get("/ready", params={"canaries": False})
+    finally:
+        redis_client.config_set("min-replicas-to-write", 0)
+
+    assert answer.status_code == 503
+    assert answer.json()["checks"][0]["detail"].startswith("takes no writes")
+
+
+def test_it_is_told_how_things_are_while_every_thread_waits(api_settings):
+    """As webhooks do while Redis is silent."""
+    from admin.api import create_app
+
+    async def ask() -> list[int]:
+        threads = to_thread.current_default_thread_limiter()
+        threads.total_tokens = 1
+        line = httpx.ASGITransport(create_app())
+        async with threads, httpx.AsyncClient(transport=line, base_url="http://api") as watcher:
+            asked = [watcher.get(path, headers=ADMIN) for path in ("/ready", "/metrics")]
+            return [answer.status_code for answer in await asyncio.gather(*asked)]
+
+    assert asyncio.run(asyncio.wait_for(ask(), 20)) == [503, 200]
 
 
 def test_a_broker_that_does_not_know_us_is_not_ready_and_quotes_nothing(api_settings):
@@ -428,6 +464,8 @@ def test_without_a_broker_nothing_is_settled_and_a_sentence_is_the_answer(api_se
         ("/api/dead-letters", {"fingerprnt": "a"}),
         ("/api/parked", {"cursor": "job-1"}),
         ("/api/parked", {"offset": "1"}),
+        ("/api/dead-letters/groups", {"task": "bitrix.create_deal"}),
+        ("/api/replays", {"state": "running"}),
     ],
     ids=str,
 )
@@ -436,6 +474,31 @@ def test_what_cannot_be_used_is_refused_in_words(admin, path, params):
 
     assert answer.status_code == 422
     assert next(iter(params)) in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "sentence"),
+    [
+        ('{"all": true', "application/json", "the body is no JSON"),
+        ('{"all": true}', "application/x-www-form-urlencoded", "Content-Type: application/json"),
+        ('{"all": true}', "", "Content-Type: application/json"),
+        ("[]", "application/json", "body: Input should be a valid dictionary"),
+    ],
+    ids=["half", "as curl sends it", "of no type", "a list"],
+)
+def test_a_body_that_cannot_be_used_is_refused_in_words(admin, content, kind, sentence):
+    sent = {"content": content, "headers": {"Content-Type": kind} if kind else {}}
+    answer = admin.post("/api/dead-letters/replay", **sent)
+
+    assert answer.status_code == 422
+    assert sentence in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    "path", ["/health", "/ready", "/metrics", "/api/dead-letters", "/api/gates/none"]
+)
+def test_no_answer_is_kept_by_a_cache(admin, path):
+    assert admin.get(path).headers["cache-control"] == "no-store"
 
 
 def test_a_refusal_does_not_repeat_what_was_sent(admin):

@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
+from kombu.exceptions import OperationalError
 
 from config.settings import settings
 from storage import videos
@@ -65,6 +66,21 @@ def test_an_event_with_a_wrong_token_is_turned_away(configured, redis_client, to
     assert answer.status_code == 403
     assert TOKEN not in answer.text
     assert redis_client.llen("bitrix") == 0
+
+
+def test_an_event_that_cannot_be_queued_is_told_to_the_log(configured, caplog):
+    from admin.routes.webhooks import handle_webhook
+
+    def full(**_: Any) -> None:
+        raise OperationalError("used memory > 'maxmemory'")
+
+    configured.setattr(handle_webhook, "delay", full)
+    answer = post(**EVENT, **{"auth[application_token]": TOKEN})
+
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+    assert "the queue cannot be reached" in answer.json()["detail"]
+    assert "maxmemory" not in answer.text
+    assert "/webhooks/bitrix: used memory > 'maxmemory'" in caplog.text
 
 
 def test_without_a_token_of_ours_the_door_stays_closed(configured, redis_client):
