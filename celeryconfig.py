@@ -87,6 +87,8 @@ if _config.keep_results:
     if _config.redis_url.startswith("rediss"):
         redis_backend_use_ssl = {"ssl_cert_reqs": "required"}
     result_expires = 86_400  # a day, CONTRACT
+else:
+    result_backend = "reliability.results:NoResults"
 task_ignore_result = not _config.keep_results
 redis_socket_timeout = 10
 redis_socket_connect_timeout = 5

@@ -22,7 +22,7 @@ from config.settings import settings
 from reliability.causes import VERSION, Verdict, fingerprint, moment
 from reliability.connection import redis
 from reliability.keys import OURS
-from reliability.redaction import HIDDEN, Redaction, as_json
+from reliability.redaction import HIDDEN, Redaction, as_json, storable
 from reliability.scripts import script
 from reliability.spool import Spool
 
@@ -34,6 +34,7 @@ STATES = ("open", "replayed", "discarded")
 OWED = ("needed", "sent")  # states of a compensation that is to be sent, or to be confirmed
 CHUNK = 200  # letters fetched at a time: some hundred kilobytes, a few milliseconds of Redis
 MOST_SEARCHED = 2_000  # letters that one page looks through for a text: about 0.2 s
+MOST_REPLAYS = 1_000_000_000  # a foreign message may say anything, and Lua has to count on from it
 LONGEST_MESSAGE = 4_000  # characters; a whole HTML error page helps nobody
 LONGEST_TRACEBACK = 20_000  # characters; its two ends tell the story
 NAMES = ("message_id", "original_queue", "error_type", "fingerprint", "category", "state")
@@ -292,7 +293,8 @@ class DeadLetters:
     def note_ended_well(self, message_id: str, replays: int) -> bool:
         """Settle the letter of a job that has ended well after it was sent again so many times.
 
-        It is open where whoever sent the job has crashed before the mark. False if it is settled.
+        It is open where whoever sent the job has crashed before the mark, or has yet to make it.
+        False if it is settled.
         """
         return self._changed("settle", message_id, "replayed", "", "", str(replays))
 
@@ -532,8 +534,8 @@ class DeadLetters:
         """Hide secrets, cut what is endless, and name the cause."""
         hidden: dict[str, Any] = self._redaction.of(letter)
         # What finds a letter again stays as it is, whatever a secret happens to look like.
-        hidden["message_body"]["task"] = letter.message_body.task
-        hidden |= {name: getattr(letter, name) for name in NAMES}
+        hidden["message_body"]["task"] = storable(letter.message_body.task)
+        hidden |= {name: storable(getattr(letter, name)) for name in NAMES}
         hidden["compensation"] = {
             "state": letter.compensation.state,
             "about": dict(letter.compensation.about),
@@ -702,9 +704,9 @@ class DeadLetters:
 
 
 def replays_of(headers: Mapping[str, Any]) -> int:
-    """Return how often a person has sent the job of a message again."""
+    """Return how often a person has sent the job of a message again, as far as that makes sense."""
     count = headers.get("replays")
-    return count if isinstance(count, int) else 0
+    return count if type(count) is int and 0 <= count <= MOST_REPLAYS else 0
 
 
 @lru_cache(maxsize=1)

@@ -56,14 +56,18 @@ class Redaction:
         return name if name in self._spared else self._text(name)
 
     def _text(self, text: str) -> str:
-        # Half a surrogate pair cannot be stored as UTF-8.
-        text = text.encode("utf-8", "backslashreplace").decode()
+        text = storable(text)
         if text in self._secrets:
             return HIDDEN
         for secret in self._secrets:
             if len(secret) >= SHORTEST_PART:
                 text = text.replace(secret, HIDDEN)
         return text
+
+
+def storable(text: str) -> str:
+    """Return *text* as UTF-8 can tell it: half a surrogate pair, legal in JSON, becomes words."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def spellings(secret: str) -> set[str]:

@@ -11,6 +11,9 @@ then goes without the result: the job is done, whoever asks for its result.
 Stock Celery also stores that a job will be tried again, after it has sent it. Ours may be back and
 done by then (somebody waits for just that news), and its result would be lost; that it is parked
 can be seen where it is parked.
+
+And stock Celery tells the error callbacks of a job before it says that the job has failed. Where
+one is none, or no broker takes it, ours is a line in the log: the dead letter is still to come.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import logging
 import time
 from typing import Any
 
+from celery.backends.base import DisabledBackend
 from celery.backends.redis import RedisBackend, SentinelBackend
 from celery.states import READY_STATES, RETRY
 from redis.exceptions import RedisError
@@ -29,7 +33,22 @@ PAUSE = 1.0  # seconds between two attempts to store a result
 ATTEMPTS = 60  # a restart takes seconds, a fail-over half a minute
 
 
-class Results(RedisBackend):
+class Unhindered:
+    """Tells whoever waits for a job that it has failed, as far as they can be told."""
+
+    def mark_as_failure(self, task_id: str, *args: Any, **options: Any) -> None:
+        """Store a failure and hand it on. Never raises, or the job would never end."""
+        try:
+            super().mark_as_failure(task_id, *args, **options)  # type: ignore[misc]  # a mixin
+        except Exception:
+            logger.exception("not everybody was told that %s has failed", task_id)
+
+
+class NoResults(Unhindered, DisabledBackend):
+    """What keeps none."""
+
+
+class Results(Unhindered, RedisBackend):
     """Celery's Redis results."""
 
     def on_task_call(self, producer: Any, task_id: str) -> None:

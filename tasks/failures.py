@@ -30,6 +30,7 @@ from reliability.dead_letters import (
     dead_letters,
     replays_of,
 )
+from reliability.redaction import storable
 from reliability.replays import note_death
 from tasks import app, measures
 from tasks.base import accepted_at, classified
@@ -239,8 +240,9 @@ def letter(
     about = ids_to_amend(task, args, kwargs, version)
     last = history.after(fact, action="dead_letter", delay=0.0, spends="", waits=True, at=now)
     return Letter(
-        message_id=job_id,
-        original_queue=queue,
+        # Whatever stands in a foreign message in their places.
+        message_id=storable(str(job_id)),
+        original_queue=str(queue),
         error_type=kind,
         error_message=str(error) or kind,
         message_body=Body(task, tuple(args or ()), dict(kwargs or {})),
@@ -248,7 +250,7 @@ def letter(
             failed_at=datetime.fromtimestamp(now, UTC),
             received_at=accepted_at(headers),
             retry_count=history.attempts,
-            trace_id=trace_id or job_id,
+            trace_id=str(trace_id or job_id),
         ),
         category=fact.category,
         service=fact.service,
@@ -311,13 +313,21 @@ def flaw_of(message: Any) -> str:
         return ""
     if _call_of(body) is None:
         return "its body is no call, which is [args, kwargs, options]"
-    eta = headers.get("eta")
+    if not isinstance(headers.get("id", ""), str):
+        return "its id is no text"
+    # Of an eta our transport leaves none but past ones, and what it cannot read.
+    wrong = (name for name in ("eta", "expires") if not is_time(headers.get(name)))
+    return next((f"its {name} is no time: {str(headers[name])[:100]}" for name in wrong), "")
+
+
+def is_time(told: Any) -> bool:
+    """Whether Celery can reckon with what a message says of a time, if it says anything."""
     try:
-        if eta:  # our transport leaves none but past ones, and what it cannot read
-            maybe_iso8601(eta).astimezone().timestamp()
+        if told:
+            maybe_iso8601(told).astimezone().timestamp()
     except (ValueError, TypeError, OverflowError, AttributeError):
-        return f"its eta is no time: {str(eta)[:100]}"
-    return ""
+        return False
+    return True
 
 
 def _call_in(message: Any) -> tuple[list[Any], dict[str, Any]] | None:

@@ -64,7 +64,17 @@ def send_again(dead: Letter, *, by: str = "", run: str = "") -> bool:
         kwargsrepr=shown,
         headers={**headers, "replays": dead.replays + 1, "sent_again_at": time.time()},
     )
-    return dead_letters().mark_replayed(dead, by=by)
+    return dead_letters().mark_replayed(dead, by=by) or has_died_again(dead)
+
+
+def has_died_again(dead: Letter) -> bool:
+    """Whether the job of a letter, just sent, was dead once more before that could be noted."""
+    now = dead_letters().get(dead.message_id)
+    return (
+        now is not None
+        and now.replays > dead.replays
+        and now.metadata.failed_at != dead.metadata.failed_at
+    )
 
 
 # -- a ramp: few at first, and only while they end well

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from base64 import b64decode
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,10 +13,14 @@ from pathlib import Path
 from typing import IO
 
 import click
+from pydantic import TypeAdapter, ValidationError
 
 from admin.cli.common import exit_unless, guarded
 from admin.cli.picking import chosen
 from reliability.dead_letters import OWED, STATES, Filter, Letter, dead_letters
+from tasks.base import END_OF_TIME
+
+SHAPE = TypeAdapter(Letter)
 
 
 @click.command("export")
@@ -62,7 +67,7 @@ def bring_in(file: IO[str]) -> None:
         if not line.strip():
             continue
         try:
-            letter = Letter.from_json(line)
+            letter = read(line)
         except ValueError as error:
             counts["bad"] += 1
             click.echo(f"line {number}: {error}", err=True)
@@ -77,6 +82,28 @@ def bring_in(file: IO[str]) -> None:
             "sent within the hour, whether or not it was sent where they come from"
         )
     exit_unless(not counts["bad"])
+
+
+def read(line: str) -> Letter:
+    """Read a line that `export` has written, and that a person may have changed since.
+
+    Raises:
+        ValueError: it is no letter, or a value in it is not what it has to be.
+    """
+    try:
+        letter = SHAPE.validate_json(line)
+    except ValidationError as error:
+        flaw = error.errors(include_url=False)[0]
+        place = ".".join(map(str, flaw["loc"])) or "not a dead letter"
+        raise ValueError(f"{place}: {flaw['msg']}") from error
+    b64decode(letter.raw, validate=True)
+    if not letter.message_id:
+        raise ValueError("message_id: is empty")
+    if letter.state not in STATES:
+        raise ValueError(f"state: is none of {', '.join(STATES)}")
+    if not 0 < letter.metadata.failed_at.timestamp() < END_OF_TIME:
+        raise ValueError("metadata.failed_at: is no time at which a job can have died")
+    return letter
 
 
 def restored(letter: Letter) -> bool:

@@ -117,6 +117,12 @@ local function settle(state, by, note, replays)
   local mark = read()
   if not mark then return 0 end
   replays = tonumber(replays)
+  -- A quick job has ended well before its sender could say so: what is missing is who that was.
+  if replays and replays == mark.replays and mark.state == 'replayed' and mark.by == '' and by ~= '' then
+    mark.by, mark.note = by, note
+    write(mark)
+    return 1
+  end
   -- It was discarded, or replayed by somebody else, or it has died again before its replay was noted.
   if replays and replays <= mark.replays or not replays and mark.state ~= 'open' then return 0 end
   local old = { state = mark.state, task = mark.task, type = mark.type, fingerprint = mark.fingerprint }

@@ -102,6 +102,7 @@ SOFT = ("endless", "Unclassified", "SoftTimeLimitExceeded", "SoftTimeLimitExceed
 HARD = ("endless", "TimeLimitExceeded", "1.0", "TimeLimitExceeded")
 KNOWN = {"way": "error"}  # what a person makes of a message that could not be read
 CALL = json.dumps([[], KNOWN, {}]).encode()
+FINAL = {"way": "unpicklable"}  # of no use to try again
 
 DEATHS = (
     in_threads("raised error", *ERROR, tried=RETRIED),
@@ -131,6 +132,10 @@ DEATHS = (
         headers={"task": "ways.end", "eta": "tomorrow"}),
     Way("impossible eta", "InvalidData", "its eta is no time: ", kwargs=KNOWN, body=CALL,
         headers={"task": "ways.end", "eta": "0001-01-01T00:00:00+14:00"}),
+    Way("impossible expiry", "InvalidData", "its expires is no time: ", kwargs=KNOWN, body=CALL,
+        headers={"task": "ways.end", "expires": "9999-12-31T23:59:59-14:00"}),
+    Way("error callback that is none", "Permanent", "it holds a lock", kwargs=FINAL,
+        body=json.dumps([[], FINAL, {"errbacks": [5]}]).encode()),
     message("disallowed content type", pickle.dumps(([], KNOWN, {})), "cannot be read: ",
             content_type=PICKLE),
     message("body is not JSON", b"[[], {\xff\x00 no JSON", "cannot be read: "),

@@ -133,6 +133,15 @@ def test_a_value_that_json_does_not_know_does_not_lose_the_letter(dead, value):
     assert dead.get("job-1").headers["odd"]
 
 
+@pytest.mark.parametrize("name", ["message_id", "original_queue", "error_type", "task"])
+def test_a_name_that_no_text_can_hold_does_not_lose_the_letter(dead, name):
+    """Half a surrogate pair is legal in the JSON of a foreign message."""
+    dead.bury(letter(**{name: "half \ud800"}))
+
+    (found,) = dead.each()
+    assert r"half \ud800" in {getattr(found, name, ""), found.message_body.task}
+
+
 def test_a_payload_nested_without_end_does_not_lose_the_letter(dead):
     deep: list = []
     for _ in range(5000):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -18,6 +19,7 @@ from classifiers.errors import OutcomeUnknown, Pending
 from config.services import bitrix
 from config.settings import settings
 from reliability import connection, holds
+from reliability.causes import Verdict
 from reliability.dead_letters import (
     HIDDEN,
     Body,
@@ -262,6 +264,50 @@ def test_a_replay_says_what_it_did_not_send_and_why(broker):
     assert "sent 1 of 2 again" in output
     assert "1 not: no task is called 'crm.conquer' here" in output
     assert states("j1", "j2") == ["replayed", "open"]
+
+
+@pytest.fixture
+def quick_worker(broker, monkeypatch):
+    """Have each job end, in the way that is given, before its sender has noted that it was sent."""
+
+    def ends_by(end: Callable[[dict[str, Any]], None]) -> None:
+        mark = DeadLetters.mark_replayed
+
+        def late(*args: Any, **options: Any) -> bool:
+            for message in taken(broker):
+                end(message)
+            return mark(*args, **options)
+
+        monkeypatch.setattr(DeadLetters, "mark_replayed", late)
+
+    return ends_by
+
+
+def test_a_job_that_has_ended_well_before_its_mark_was_sent_by_somebody(quick_worker):
+    dead = died()
+    quick_worker(lambda message: note_success(message, message["id"]))
+    sent = cli("replay", "j1")
+    settled = dead_letters().get("j1")
+
+    assert sent == (0, "sent 1 of 1 again\n")
+    assert (settled.state, settled.replays) == ("replayed", 1)
+    assert settled.settled_by
+    assert not dead_letters().mark_replayed(dead, by="bert")  # who was slower has settled nothing
+
+
+@pytest.mark.parametrize("ignored", [False, True], ids=["open", "ignored"])
+def test_a_job_that_has_died_again_before_its_mark_was_sent_all_the_same(
+    broker, quick_worker, ignored
+):
+    dead = died()
+    if ignored:
+        verdict = Verdict("ignored", "anna", "theirs", NOW).to_json()
+        broker.hset("perennial:dead:verdicts", dead.fingerprint, verdict)  # given a moment ago
+    again = {"age": 0, "replays": 1, "headers": {"replays": 1}}
+    quick_worker(lambda message: dead_letters().bury(letter(message["id"], **again)))
+
+    assert cli("replay", "j1") == (0, "sent 1 of 1 again\n")
+    assert states("j1") == ["discarded" if ignored else "open"]
 
 
 def test_every_way_to_replay_can_tell_in_json_what_it_did(broker):
@@ -917,6 +963,37 @@ def test_a_line_that_is_no_letter_is_told_and_the_others_are_buried(broker, tmp_
     assert "line 1:" in output
     assert "line 2:" in output
     assert states("j1") == ["open"]
+
+
+@pytest.mark.parametrize(
+    ("mistake", "told"),
+    [
+        ({"message_id": None}, "message_id: "),
+        ({"message_id": ""}, "message_id: "),
+        ({"replays": "x"}, "replays: "),
+        ({"headers": None}, "headers: "),
+        ({"state": "dead"}, "state: "),
+        ({"raw": "bytes"}, "base64"),
+        ({"message_body": {"task": "bitrix.create_deal", "args": None}}, "message_body.args: "),
+        ({"metadata": {"failed_at": "9999-12-31T23:59:59-14:00"}}, "failed_at"),
+        ({"metadata": {"failed_at": "0001-01-01T00:00:00"}}, "out of range"),
+    ],
+    ids=str,
+)
+def test_what_a_person_has_mistaken_in_a_letter_is_told_and_the_others_are_buried(
+    broker, tmp_path, mistake, told
+):
+    died()
+    file = tmp_path / "letters.jsonl"
+    cli("export", str(file))
+    (line,) = exported(file)
+    file.write_text(f"{json.dumps(line | mistake)}\n{json.dumps(line | {'message_id': 'j2'})}\n")
+    broker.flushall()
+    code, output = cli("import", str(file))
+
+    assert (code, output.count("line 1: ")) == (1, 1)
+    assert told in output
+    assert [found.message_id for found in dead_letters().each(Filter("all"))] == ["j2"]
 
 
 def test_an_export_may_go_to_the_output():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from celery import Celery
+from celery.app.task import Context
 from celery.states import FAILURE, PENDING, RETRY, SUCCESS
 
 
@@ -28,3 +29,15 @@ def test_the_late_news_of_a_retry_does_not_undo_an_end(results, state, result):
     results.store_result("job", ValueError("not yet"), RETRY)
 
     assert results.get_state("job") == state
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["results are kept", "results are not kept"])
+def test_an_error_callback_that_cannot_be_called_keeps_no_job_from_its_end(redis_server, kept):
+    """The dead letter is written after that."""
+    where = f"Results+{redis_server.url}" if kept else "NoResults"
+    backend = Celery(backend=f"reliability.results:{where}").backend
+    request = Context(id="job", errbacks=[5])
+
+    backend.mark_as_failure("job", ValueError("never"), request=request)
+
+    assert not kept or backend.get_state("job") == FAILURE

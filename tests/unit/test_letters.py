@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from kombu.message import Message
 
 from config.settings import settings
 from tasks import failures
@@ -34,6 +35,43 @@ def _worker(nowhere):
 def test_a_letter_says_which_version_its_payload_has(headers, version):
     """0 is none that anybody reads: the job is not taken for what it may not be."""
     assert died(**headers).payload_version == version
+
+
+@pytest.mark.parametrize(
+    ("count", "replays"), [(2, 2), (True, 0), (-1, 0), ("2", 0), (10**18, 0), (1.5, 0)]
+)
+def test_a_count_of_replays_that_makes_no_sense_is_none(count, replays):
+    assert died(replays=count).replays == replays
+
+
+def test_what_a_foreign_message_gives_for_names_becomes_text():
+    """A search joins them, and no index has a place for anything else."""
+    names = {"task": "nobody.knows", "queue": 7, "trace_id": [1]}
+    dead = failures.letter(5, args=(), kwargs={}, error=ValueError("x"), headers={}, **names)
+
+    assert (dead.message_id, dead.original_queue, dead.metadata.trace_id) == ("5", "7", "[1]")
+
+
+@pytest.mark.parametrize(
+    ("headers", "flaw"),
+    [
+        ({}, ""),
+        ({"id": 5}, "its id is no text"),
+        ({"eta": "tomorrow"}, "its eta is no time: tomorrow"),
+        ({"expires": "9999-12-31T23:59:59-14:00"}, "its expires is no time: 9999"),
+        ({"expires": "2026-11-22T12:00:00Z"}, ""),
+    ],
+)
+def test_what_celery_would_make_an_endless_job_of_is_known_before(headers, flaw):
+    message = Message(
+        b"[[], {}, {}]",
+        content_type="application/json",
+        content_encoding="utf-8",
+        headers={"task": "nobody.knows", "id": "job-1"} | headers,
+    )
+
+    assert failures.flaw_of(message).startswith(flaw)
+    assert bool(failures.flaw_of(message)) == bool(flaw)
 
 
 def test_a_letter_says_in_which_release_its_job_died():
