@@ -12,7 +12,6 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol, TypedDict, Unpack, cast
-from urllib.request import getproxies
 
 import httpx
 
@@ -48,6 +47,7 @@ logger = logging.getLogger(__name__)
 USER_AGENT = "perennial"
 AS_SENT = {"content-encoding", "content-length", "transfer-encoding"}  # of the body on the wire
 REFUSED = (RateLimited, BillingExhausted)  # the gate says when such calls should come back
+CONNECTED = ".connect_tcp.complete"  # httpcore's word; what stands before it tells to what
 UNREACHABLE = (NetworkError, ServiceUnavailable, OutcomeUnknown)  # what the breaker counts
 
 
@@ -117,7 +117,7 @@ class Upstream:
             base_url=base_url,
             transport=transport,
             headers={"User-Agent": USER_AGENT, "Accept": "application/json", **(headers or {})},
-            mounts={} if transport else _mounts(service),
+            event_hooks={"request": [self._watch]},
             timeout=httpx.Timeout(
                 service.read_timeout,
                 connect=service.connect_timeout,
@@ -246,6 +246,22 @@ class Upstream:
             answer.status_code, headers=headers, content=bytes(received), request=request
         )
 
+    def _watch(self, request: httpx.Request) -> None:
+        request.extensions["trace"] = self._limit_sending
+
+    def _limit_sending(self, event: str, told: Mapping[str, Any]) -> None:
+        """Have the kernel give up, too, what is not acknowledged in time: it must never arrive.
+
+        It goes on sending what a connection that we have closed still holds. When a network is
+        back, a call would take effect minutes after we have given it up, and after another worker
+        has looked for it in vain. httpx's own `socket_options` do not reach the connections that
+        HTTP_PROXY or NO_PROXY speak of.
+        """
+        if event.endswith(CONNECTED) and hasattr(socket, "TCP_USER_TIMEOUT"):
+            wire = told["return_value"].get_extra_info("socket")
+            in_time = int(self.service.connect_timeout * 1000)  # ms; a `Service.lease` counts on it
+            wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, in_time)
+
     def _report(self, permit: Permit, error: JobError | None, waiting: int) -> float | None:
         """Tell the gate; return when a refused call should come back."""
         match error:
@@ -285,21 +301,6 @@ class Upstream:
     def close(self) -> None:
         """Let the connections go, for when this process ends."""
         self.client.close()
-
-
-def _mounts(service: Service) -> dict[str, httpx.BaseTransport]:
-    """Return what carries all calls that no proxy of the environment carries.
-
-    The kernel goes on sending what a connection that we have closed still holds. When a network is
-    back, a call would take effect minutes after we have given it up, and after another worker has
-    looked for it in vain: what is not acknowledged in time must never arrive.
-    """
-    if "all" in getproxies() or not hasattr(socket, "TCP_USER_TIMEOUT"):
-        return {}
-    milliseconds = int(service.connect_timeout * 1000)  # a `Service.lease` counts on it
-    within = (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
-    limits = httpx.Limits(max_connections=service.in_flight)
-    return {"all://": httpx.HTTPTransport(limits=limits, socket_options=[within])}
 
 
 class Sending(httpx.SyncByteStream):

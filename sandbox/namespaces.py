@@ -1,6 +1,7 @@
 """Hosts of our own on one machine: network namespaces with a cable to a bridge, which can be cut.
 
-Needs root. Names begin with `per-`, so that what a killed run leaves behind can be told.
+Needs root. Names begin with `per-` and the number of the network, which is in its addresses, too:
+what a killed run leaves behind can be told, and is in nobody's way.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
+NUMBERS = 250  # networks that can be at a time: 10.213.0.0/24 and so on
+
 
 class NoNamespacesError(RuntimeError):
     """None can be made on this machine; the message says why."""
@@ -21,9 +24,18 @@ class NoNamespacesError(RuntimeError):
 class Network:
     """A bridge, whose address all hosts reach, and the hosts."""
 
-    name: str = field(default_factory=lambda: f"per-{os.getpid() % 100_000}")
-    net: str = field(default_factory=lambda: f"10.213.{os.getpid() % 250}")  # private; two may run
+    number: int
     hosts: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """What the bridge is called."""
+        return f"per-{self.number}"
+
+    @property
+    def net(self) -> str:
+        """What all its addresses begin with."""
+        return f"10.213.{self.number}"
 
     @property
     def address(self) -> str:
@@ -55,6 +67,30 @@ class Network:
         """Let everything through again."""
         _ip("link", "set", host, "master", self.name)
 
+    def unheard(self, host: str, port: int) -> int:
+        """Return the bytes that *host* still tries to send to this *port*."""
+        look = ["ss", "-Htn", "state", "connected", "dport", "=", f":{port}"]
+        rows = _run(*self.command(host, look)).splitlines()
+        return sum(int(row.split()[2]) for row in rows)
+
+    def up(self) -> None:
+        """Give the bridge its address, and the network its first host."""
+        _ip("addr", "add", f"{self.address}/24", "dev", self.name)
+        _ip("link", "set", self.name, "up")
+        self.add()  # so that whoever may make no namespaces hears it now
+
+    def down(self) -> None:
+        """Take everything away that is there."""
+        for host in self.hosts:
+            for what in (
+                "link",
+                "netns",
+            ):  # a namespace whose last words linger would keep its cable
+                with suppress(subprocess.CalledProcessError):
+                    _ip(what, "del", host)
+        with suppress(subprocess.CalledProcessError):
+            _ip("link", "del", self.name)
+
 
 @contextmanager
 def network() -> Iterator[Network]:
@@ -65,23 +101,40 @@ def network() -> Iterator[Network]:
     """
     if shutil.which("ip") is None:
         raise NoNamespacesError("there is no `ip` here (apt install iproute2)")
-    made = Network()
+    made = _claimed()
     try:
         try:
-            _ip("link", "add", made.name, "type", "bridge")
-            _ip("addr", "add", f"{made.address}/24", "dev", made.name)
-            _ip("link", "set", made.name, "up")
-            made.add()  # so that whoever may make no namespaces hears it now
+            made.up()
         except subprocess.CalledProcessError as error:
-            raise NoNamespacesError(f"no network namespaces here: {error.stderr.strip()}") from None
+            raise _none(error) from None
         yield made
     finally:
-        for host in made.hosts:
-            with suppress(subprocess.CalledProcessError):
-                _ip("netns", "del", host)
-        with suppress(subprocess.CalledProcessError):
-            _ip("link", "del", made.name)
+        made.down()
+
+
+def _claimed() -> Network:
+    """Return a network with a number that nobody else has: its bridge says so."""
+    for offset in range(NUMBERS):
+        made = Network((os.getpid() + offset) % NUMBERS)
+        # Without an address of its own it takes one of its cables', and another when that is cut.
+        own = f"02:00:0a:d5:{made.number:02x}:01"
+        try:
+            _ip("link", "add", made.name, "address", own, "type", "bridge")
+        except subprocess.CalledProcessError as error:
+            if "File exists" not in error.stderr:
+                raise _none(error) from None
+        else:
+            return made
+    raise NoNamespacesError(f"{NUMBERS} networks of ours are here already (ip link del per-…)")
+
+
+def _none(error: subprocess.CalledProcessError) -> NoNamespacesError:
+    return NoNamespacesError(f"no network namespaces here: {error.stderr.strip()}")
 
 
 def _ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, capture_output=True, text=True)
+    _run("ip", *words)
+
+
+def _run(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout

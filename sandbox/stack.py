@@ -115,6 +115,7 @@ class Stack:
         self.code = secrets.token_hex(8)
         self.admin_token = secrets.token_urlsafe(16)
         self.flower_login = f"flower:{secrets.token_urlsafe(9)}"
+        no_proxy = f"127.0.0.1,localhost,{self.host}"
         defaults = {
             "DATABASE_URL": f"sqlite:///{self.folder / 'perennial.db'}",
             "SPOOL_DIR": str(self.folder / "spool"),
@@ -137,7 +138,8 @@ class Stack:
             "ADMIN_TOKEN": self.admin_token,
             "FLOWER_BASIC_AUTH": self.flower_login,
             "FLOWER_URL": self.url("flower"),
-            "NO_PROXY": f"127.0.0.1,localhost,{self.host}",
+            "NO_PROXY": no_proxy,
+            "no_proxy": no_proxy,  # where both are set, this is the one that counts
         }
         self.env = defaults | self.env
 

@@ -346,6 +346,29 @@ def test_an_answer_has_what_the_upload_has_left(upstream, clock):
     assert clock.now == 1000 + 60
 
 
+def test_what_a_person_asks_is_given_up_sooner(upstream, clock):
+    class Trickle(httpx.SyncByteStream):
+        def __iter__(self):
+            while True:
+                clock.now += 1
+                yield b" "
+
+    calls = upstream(lambda request: httpx.Response(200, stream=Trickle()))
+    error = error_of(lambda: calls.call("GET", "x", safe=True, within=4.0))
+
+    assert type(error) is ServiceUnavailable
+    assert clock.now == 1000 + 4
+
+
+@pytest.mark.parametrize("code", ["INVALID_CREDENTIALS", "PORTAL_DELETED", "OVERLOAD_LIMIT"])
+def test_what_a_person_asks_closes_no_gate(upstream, code):
+    calls = upstream(refused(code))
+    error = error_of(lambda: calls.call("GET", "x", safe=True, within=4.0))
+
+    assert error.code == code
+    assert calls.gate.state().state == "closed"
+
+
 class Slow:
     """A file of so many pieces, each of which takes its time to be sent."""
 
@@ -391,12 +414,56 @@ def test_neither_address_nor_credential_is_in_an_error(upstream, answer):
     assert error.__context__ is None
 
 
-def test_the_kernel_gives_up_sending_when_we_have_given_up_waiting(monkeypatch, redis_client):
-    for name in ("NO_PROXY", "no_proxy"):  # what it names is called as httpx has it
-        monkeypatch.delenv(name, raising=False)
+PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
+
+
+@pytest.fixture
+def server():
+    """The address of a real one, which is a poor proxy, too: it answers whatever it is asked."""
     served = HTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler)
     threading.Thread(target=served.serve_forever, daemon=True).start()
-    address = f"http://127.0.0.1:{served.server_port}/"
+    yield f"127.0.0.1:{served.server_port}"
+    served.shutdown()
+    served.server_close()
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    """Say of proxies this, and nothing else."""
+    for name in PROXIES:
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    return lambda said: [monkeypatch.setenv(*item) for item in said.items()]
+
+
+@pytest.mark.parametrize(
+    ("host", "said"),
+    [
+        ("", {}),
+        ("", {"NO_PROXY": "localhost,127.0.0.1"}),
+        ("", {"HTTP_PROXY": "http://127.0.0.1:9", "NO_PROXY": "127.0.0.1"}),
+        ("", {"ALL_PROXY": "http://127.0.0.1:9", "NO_PROXY": "*"}),
+        ("", {"HTTPS_PROXY": "http://127.0.0.1:9"}),
+        ("portal.example", {"HTTP_PROXY": "http://{server}"}),
+        ("portal.example", {"http_proxy": "{server}", "NO_PROXY": "other.example"}),
+        ("portal.example", {"ALL_PROXY": "http://{server}"}),
+    ],
+    ids=[
+        "nothing said",
+        "no proxy for it",
+        "one for others",
+        "one for nobody",
+        "one for https",
+        "by a proxy",
+        "by one without a scheme",
+        "by one for all",
+    ],
+)
+def test_the_kernel_gives_up_sending_when_we_have_given_up_waiting(
+    environment, server, redis_client, host, said
+):
+    environment({name: words.format(server=server) for name, words in said.items()})
+    address = f"http://{host or server}/"
     calls = Upstream(SERVICE, Gate(redis_client, SERVICE), classifier.classify, base_url=address)
     try:
         with calls.client.stream("GET", "") as answer:
@@ -404,8 +471,6 @@ def test_the_kernel_gives_up_sending_when_we_have_given_up_waiting(monkeypatch, 
             milliseconds = wire.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
     finally:
         calls.close()
-        served.shutdown()
-        served.server_close()
 
     assert milliseconds == SERVICE.connect_timeout * 1000
     assert milliseconds < (SERVICE.lease - SERVICE.read_timeout) * 1000
