@@ -1,7 +1,7 @@
 """What is set up wrongly, does not answer or is left behind, and what to do about it.
 
-Nothing is changed and no upstream is called. Where one thing does not answer, what needs it is
-skipped, so that one cause is told once.
+Nothing is changed, and no upstream is called: that is for `admin.upstreams`. Where one thing does
+not answer, what needs it is skipped, so that one cause is told once.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ class Finding:
 Check = Callable[[], Iterator[Finding]]
 
 
-def examine() -> Iterator[Finding]:
-    """Yield what each check finds, in the order in which to mend it."""
+def examine(*more: Check) -> Iterator[Finding]:
+    """Yield what each check finds, in the order in which to mend it; then *more*, behind Redis."""
     yield from configuration()
     reached = redis_answers()
     yield reached
@@ -70,7 +70,7 @@ def examine() -> Iterator[Finding]:
         yield broker
     yield from the_database()
     yield from asked(consumers, broker)
-    for look in (canaries, gates, holds, parked, suspects, letters, spools):
+    for look in (canaries, gates, holds, parked, suspects, letters, spools, *more):
         yield from asked(look, reached)
 
 

@@ -167,6 +167,14 @@ class Portal:
         ids = _listed(found.get("CONTACT", [])) if isinstance(found, Mapping) else []
         return sorted((str(row_id) for row_id in ids or []), key=int)
 
+    def rights(self, *, within: float) -> list[str]:
+        """Return the rights that our webhook was given (`crm`), for a person: see `Upstream.call`.
+
+        Not by way of the batches, which are jobs' own.
+        """
+        answer = self.upstream.call("POST", "scope", safe=True, within=within, json={})
+        return [str(right) for right in _listed(answer.json()["result"]) or []]
+
     # -- one request
 
     def _call(self, method: str, params: Mapping[str, Any], *, safe: bool) -> Any:

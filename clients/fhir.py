@@ -105,6 +105,22 @@ class Fhir:
         kind = bundle["type"]
         self._call("POST", base + BUNDLES[kind], safe=False, operation=kind, json=bundle)
 
+    def version(self, *, within: float) -> str:
+        """Return the version of FHIR that the server speaks, for a person: see `Upstream.call`.
+
+        Raises:
+            NotConfigured: among others, if what answers there is no FHIR server.
+        """
+        answer = self.upstream.call("GET", "metadata", safe=True, within=within)
+        stated = http.body_of(answer)
+        if stated.get("resourceType") != "CapabilityStatement":
+            raise NotConfigured(
+                "what answers there does not say that it is a FHIR server",
+                service=self.upstream.service.name,
+                operation="metadata",
+            )
+        return str(stated.get("fhirVersion") or "")
+
     def close(self) -> None:
         """Let the connections go."""
         self.upstream.close()

@@ -139,6 +139,7 @@ class Upstream:
         hold: bool = True,
         yields: bool = False,
         operation: str = "",
+        within: float | None = None,
         **content: Unpack[Content],
     ) -> httpx.Response:
         """Make one call and return the good answer. *safe*: repeating it cannot double an effect.
@@ -146,7 +147,9 @@ class Upstream:
         One that *yields* lets others have the budget first, where it is short. *credential* is the
         *subject*'s own: refused, it is held for that subject alone. Not so without *hold*, for who
         can renew it, and will call `close_gate` otherwise. *operation* is what the call is called
-        where the end of its path will not do.
+        where the end of its path will not do. *within* so many seconds a person wants an answer:
+        such a question holds and pauses nothing, for this host may be set up otherwise than those
+        that work.
 
         Raises:
             JobError: what the answer, or its absence, means.
@@ -157,7 +160,14 @@ class Upstream:
             permit = self.permit(subject=subject, pace=pace, credential=credential, yields=yields)
             time.sleep(permit.wait)  # the gate has reserved that moment for us
             answer = self.send(
-                permit, verb, path, credential=credential, hold=hold, operation=operation, **content
+                permit,
+                verb,
+                path,
+                credential=credential,
+                hold=hold,
+                operation=operation,
+                within=within,
+                **content,
             )
         error = answer.error(safe)
         if error is not None:
@@ -207,15 +217,18 @@ class Upstream:
         credential: str | None = None,
         hold: bool = True,
         operation: str = "",
+        within: float | None = None,
         **content: Unpack[Content],
     ) -> Answer:
         """Make one request, and tell the gate how it went for the *waiting* jobs in it.
 
-        *credential*, *hold* and *operation* are those of `call`. Never raises for the answer.
+        *credential*, *hold*, *operation* and *within* are those of `call`. Never raises for the
+        answer.
         """
         operation = operation or path.rsplit("/", 1)[-1]
+        patience = self.service.read_timeout if within is None else within
         try:
-            response = self._exchange(verb, path, operation, content)
+            response = self._exchange(verb, path, operation, patience, content)
         except httpx.RequestError as failure:
             lost = partial(
                 classify_transport, failure, service=self.service.name, operation=operation
@@ -225,15 +238,17 @@ class Upstream:
             answer = Answer(response, lambda safe: self.classify(response, safe=safe))
         error = answer.error(True)
         come_back = self._report(permit, error, waiting)
-        if hold or not isinstance(error, Unauthorized):
+        if within is None and (hold or not isinstance(error, Unauthorized)):
             self.close_gate(error, credential=credential, subject=permit.subject)
         return replace(answer, come_back=come_back)
 
-    def _exchange(self, verb: str, path: str, operation: str, content: Content) -> httpx.Response:
-        """Return the whole answer."""
+    def _exchange(
+        self, verb: str, path: str, operation: str, patience: float, content: Content
+    ) -> httpx.Response:
+        """Return the whole answer, if it ends within *patience* seconds."""
         request = self.client.build_request(verb, path, **content)
         with calling(self.service.name, verb, operation, request.headers) as span:
-            request.stream = sending = Sending(request, self.service.read_timeout)
+            request.stream = sending = Sending(request, patience)
             received = bytearray()
             with closing(self.client.send(request, stream=True)) as answer:
                 answered(span, answer.status_code)

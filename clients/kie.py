@@ -12,6 +12,7 @@ import httpx
 from classifiers import kie as classifier
 from classifiers.errors import (
     BillingExhausted,
+    InternalError,
     InvalidData,
     JobError,
     NetworkError,
@@ -32,6 +33,7 @@ from reliability.gate import Gate, Permit
 CREATE = f"api/v1/jobs/{classifier.CREATE}"
 LOOK = f"api/v1/jobs/{classifier.LOOK}"
 RENEW = "api/v1/common/download-url"
+CREDITS = "api/v1/chat/credit"
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +162,15 @@ class Kie:
         except (NotFound, InvalidData):
             return None
         return next(_links(answer.json().get("data")), None)
+
+    def credits(self, *, within: float) -> float:
+        """Return the credits that are left, for a person: see `Upstream.call`."""
+        left = self.queries.call("GET", CREDITS, safe=True, within=within).json().get("data")
+        if isinstance(left, bool) or not isinstance(left, int | float):
+            raise InternalError(
+                "the answer names no credits", service=classifier.SERVICE, operation="credit"
+            )
+        return float(left)
 
     def close(self) -> None:
         """Let the connections go."""

@@ -123,6 +123,11 @@ class Telegram:
             if refusal.code != classifier.TOO_LATE:
                 raise
 
+    def name(self, *, within: float) -> str:
+        """Return the name of the bot whose token we have, for a person: see `Upstream.call`."""
+        bot = self.upstream.call("GET", "getMe", safe=True, within=within).json()["result"]
+        return str(bot.get("username") or "") if isinstance(bot, dict) else ""
+
     def close(self) -> None:
         """Let the connections go."""
         self.upstream.close()

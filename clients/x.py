@@ -11,6 +11,7 @@ import re
 import socket
 from base64 import b64encode
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -49,6 +50,8 @@ LONGEST_LIFE = 365 * 86_400.0  # s; what claims to live longer is no time of a t
 # The same under its old and its new name (UPSTREAMS 0, row 6); nobody knows which one X takes.
 GENERATIONS = ("tweet.fields", "post.fields")
 FIELDS = "author_id,created_at"  # beside `id` and `text`, which always come
+# In place of a refresh token: X looks at the app before it looks at this.
+NOBODYS = "perennial-asks-who-it-is"
 # The fault of our client id: users whose token is still good need none.
 METHOD_CODES = frozenset({"INVALID_CLIENT", "UNAUTHORIZED_CLIENT", "INVALID_REQUEST", "401"})
 
@@ -223,6 +226,32 @@ class X:
             **self.app.signed(form),
         )
         return _tokens(answer.json())
+
+    # -- the app
+
+    def check_app(self, *, within: float) -> None:
+        """Have X say whether it takes our client id and secret, for a person: see `Upstream.call`.
+
+        No user's token is shown, and no user's requests are spent: a renewal is asked for with a
+        token that nobody has, and is good if it is this token that X refuses.
+
+        Raises:
+            NotConfigured: X does not take them, or X_CLIENT_ID is not set.
+        """
+        if self.app is None:
+            raise NotConfigured(
+                "X_CLIENT_ID is not set", service=classifier.SERVICE, operation=classifier.TOKEN
+            )
+        form = {"grant_type": "refresh_token", "refresh_token": NOBODYS}
+        with suppress(Unauthorized):
+            self.upstream.call(
+                "POST",
+                RENEWAL,
+                safe=True,
+                subject="app",  # a limit of this question is none of the users'
+                within=within,
+                **self.app.signed(form),
+            )
 
     def close(self) -> None:
         """Let the connections go."""

@@ -101,6 +101,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8024, help="0 takes a free one")
     parser.add_argument("--code", default=defaults.code, help="the webhook's secret part")
+    parser.add_argument(
+        "--right", dest="rights", action="append", help="of the webhook: crm if left out"
+    )
     parser.add_argument("--rate", type=float, default=defaults.rate, help="leak, per second")
     parser.add_argument("--burst", type=float, default=defaults.burst, help="bucket, requests")
     parser.add_argument("--seed", type=int, default=defaults.seed, help="of random faults")
@@ -118,6 +121,7 @@ def main() -> None:
     """Serve one portal until interrupted; the first line printed is its webhook URL."""
     options = vars(_arguments())
     host, port = options.pop("host"), options.pop("port")
+    options["rights"] = tuple(options["rights"] or PortalSettings().rights)
     portal = Portal(PortalSettings(**options))
     server, listener = create_server(portal, host, port)
     settings = portal.settings

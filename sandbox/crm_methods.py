@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,12 +38,13 @@ class Outcome:
 class Crm:
     """Deals and contacts behind their REST methods."""
 
-    def __init__(self, language: str = "en") -> None:
+    def __init__(self, language: str = "en", rights: Sequence[str] = ("crm",)) -> None:
         self.deals = Records(DEAL)
         self.contacts = Records(CONTACT)
         self._title = "Сделка #{}" if language == "ru" else "Deal #{}"
         self._methods: dict[str, Callable[[Params, float], Outcome]] = {
             "crm.duplicate.findbycomm": self._find_by_comm,
+            "scope": lambda _params, _now: Outcome(list(rights)),
         }
         for records in (self.deals, self.contacts):
             for verb, method in (

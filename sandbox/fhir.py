@@ -3,10 +3,11 @@
     python -m sandbox.fhir --port 8028 --token secret
 
 takes `POST /r4/{type}` (with If-None-Exist), `PUT /r4/{type}/{id}`, `GET /r4/{type}?_tag=…`, a
-transaction at `POST /r4` and a message at `POST /r4/$process-message`. Single process, state in
-memory. What `sandbox.serving` lists comes with it; a fault's `method` is `create`, `update`,
-`search` or `bundle`, its `about` a part of the message's tag or of the resource's id, its `code`
-one of value set `issue-type`.
+transaction at `POST /r4`, a message at `POST /r4/$process-message` and `GET /r4/metadata`, which
+wants the token like all of them. Single process, state in memory. What `sandbox.serving` lists
+comes with it; a fault's `method` is `create`, `update`, `search`, `bundle` or `metadata`, its
+`about` a part of the message's tag or of the resource's id, its `code` one of value set
+`issue-type`.
 
 GET    /_sandbox/resources    everything that is stored
 """
@@ -40,6 +41,13 @@ METHODS = {"POST": "create", "PUT": "update", "GET": "search"}
 # The status that goes with a code, where a fault names none.
 STATUSES = {"login": 401, "forbidden": 403, "not-found": 404, "conflict": 409, "throttled": 429}
 BUNDLES = ("transaction", "message")
+STATEMENT = {
+    "resourceType": "CapabilityStatement",
+    "status": "active",
+    "kind": "instance",
+    "fhirVersion": "4.0.1",
+    "format": ["json"],
+}
 
 Resource = dict[str, Any]
 
@@ -109,6 +117,8 @@ class Server:
     def _act(self, asked: Asked, entry: Entry) -> Reply:
         if asked.method == "search":
             return self._search(asked, entry)
+        if asked.method == "metadata":
+            return answered(STATEMENT, [entry])
         if asked.body is None:
             return refused("structure", "the body is no JSON object", 400, entry)
         if asked.method == "bundle":
@@ -167,8 +177,8 @@ class Asked:
         self.kind = str(request.path_params.get("kind", ""))
         self.id = str(request.path_params.get("id", ""))
         self.count = int(request.query_params.get("_count", "100"))
-        is_bundle = request.method == "POST" and not self.kind
-        self.method = "bundle" if is_bundle else METHODS[request.method]
+        whole = {"POST": "bundle", "GET": "metadata"}  # of the server, not of a type of resource
+        self.method = (METHODS if self.kind else whole)[request.method]
         condition = QueryParams(request.headers.get("if-none-exist", ""))
         self.tag = request.query_params.get("_tag", "") or condition.get("_tag", "")
         own = str((body or {}).get("id") or "")
@@ -222,6 +232,7 @@ def create_app(server: Server) -> Starlette:
             Route("/_sandbox/resources", _resources),
             Route(BASE, _answer, methods=["POST"]),
             Route(f"{BASE}/$process-message", _answer, methods=["POST"]),
+            Route(f"{BASE}/metadata", _answer),
             Route(f"{BASE}/{{kind}}", _answer, methods=["GET", "POST"]),
             Route(f"{BASE}/{{kind}}/{{id}}", _answer, methods=["PUT"]),
         ],

@@ -41,11 +41,13 @@ class PortalSettings:
     *rate* and *burst* are the leaky bucket's, a second and in requests; *operating_limit* is in
     seconds per ten minutes and method, 0 for none; *operating_cost* is what a call is said to
     take: at 5 ms even 100 commands a second, all the rate limit lets through in batches, stay
-    below 480 s. *latency* is the round trip of a request in seconds.
+    below 480 s. *latency* is the round trip of a request in seconds. *rights* are what `scope` says
+    that the webhook may do; nothing is refused for want of one.
     """
 
     user: str = "1"
     code: str = "sandbox"
+    rights: tuple[str, ...] = ("crm",)
     rate: float = 2.0
     burst: float = 50.0
     seed: int = 0
@@ -85,7 +87,7 @@ class Portal:
         self._begin()
 
     def _begin(self) -> None:
-        self.crm = Crm(self.settings.language)
+        self.crm = Crm(self.settings.language, self.settings.rights)
         self.faults = FaultPlan(self.settings.seed)
         self.operating = OperatingTime(self.settings.operating_limit)
         self.requests = 0

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from sqlalchemy import null, select, update
+from sqlalchemy import func, null, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from classifiers.errors import InvalidData, JobError, OutcomeUnknown, Unauthorized, Unclassified
@@ -118,6 +118,14 @@ def get(service: str, subject: str | int) -> Credential | None:
         lost=row.lost,
         renewing_since=row.renewing_since,
     )
+
+
+def lost(service: str) -> tuple[int, int]:
+    """Return of how many subjects an upstream takes what they gave no more, and how many gave."""
+    counts = select(func.count(credentials.c.lost), func.count())
+    with database.read() as connection:
+        gone, given = connection.execute(counts.where(credentials.c.service == service)).one()
+    return gone, given
 
 
 def lose(credential: Credential, why: str) -> None:

@@ -68,12 +68,7 @@ class Columns(TypedDict, total=False):
 
 
 def get(entity: Entity, local_id: str) -> Link | None:
-    return _first(links.c.entity == entity, links.c.local_id == local_id)
-
-
-def by_remote(entity: Entity, remote_id: str) -> Link | None:
-    """The link to a thing in the portal; the oldest, where several of ours share it."""
-    return _first(links.c.entity == entity, links.c.remote_id == remote_id)
+    return next(iter(_all(links.c.entity == entity, links.c.local_id == local_id)), None)
 
 
 def awaiting(user_id: str) -> list[Link]:
@@ -186,10 +181,6 @@ def _change(values: dict[str, Any], *which: ColumnElement[bool]) -> bool:
         return bool(
             connection.execute(statement.values(**values, updated_at=database.now())).rowcount
         )
-
-
-def _first(*which: ColumnElement[bool]) -> Link | None:
-    return next(iter(_all(*which)), None)
 
 
 def _all(*which: ColumnElement[bool]) -> list[Link]:

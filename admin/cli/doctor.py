@@ -6,6 +6,7 @@ import click
 from rich.markup import escape
 from rich.table import Table
 
+from admin import upstreams
 from admin.cli.common import as_json, console, print_array
 from admin.doctor import OK, PROBLEM, SKIPPED, WARNING, examine
 
@@ -18,13 +19,17 @@ MARKS = {
 
 
 @click.command()
+@click.option(
+    "--online", is_flag=True, help="Ask each upstream whether it takes the credential in use."
+)
 @as_json
-def doctor(as_json: bool) -> None:
+def doctor(online: bool, as_json: bool) -> None:
     """Look at settings, Redis, broker, database, workers and what is left behind.
 
-    Nothing is changed, and no upstream is called. Exits with 1 if there is a problem.
+    Nothing is changed, and no upstream is called without --online. Exits with 1 if there is a
+    problem.
     """
-    findings = list(examine())
+    findings = list(examine(*(upstreams.CHECKS if online else ())))
     if as_json:
         print_array(finding.row() for finding in findings)
     else:

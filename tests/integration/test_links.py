@@ -25,14 +25,12 @@ def remember(entity="deal", local_id="7", remote_id="70", **columns):
 
 def test_unknown_link_is_none():
     assert links.get("deal", "7") is None
-    assert links.by_remote("deal", "70") is None
 
 
-def test_remembered_link_is_found_from_both_sides():
+def test_remembered_link_is_found():
     remember(digest="abc", version=NOON, given=["TITLE"], awaiting="u1")
 
     link = links.get("deal", "7")
-    assert link == links.by_remote("deal", "70")
     assert (link.entity, link.local_id, link.remote_id) == ("deal", "7", "70")
     assert (link.digest, link.version, link.accepted) == ("abc", NOON, None)
     assert (link.given, link.awaiting, link.gone, link.remote) == (("TITLE",), "u1", False, None)
@@ -58,13 +56,6 @@ def test_remembering_again_changes_the_twin_and_only_what_is_named():
     link = links.get("deal", "7")
     assert (link.remote_id, link.gone, link.digest) == ("71", False, "abc")
     assert (link.version, link.given) == (NOON, None)
-
-
-def test_oldest_link_answers_for_a_shared_twin():
-    remember("contact", "u2", "9")
-    remember("contact", "u1", "9")
-
-    assert links.by_remote("contact", "9").local_id == "u2"
 
 
 @pytest.mark.parametrize("column", ["version", "accepted"])

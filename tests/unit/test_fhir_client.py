@@ -8,7 +8,7 @@ from urllib.parse import parse_qs
 import httpx
 import pytest
 
-from classifiers.errors import InternalError, OutcomeUnknown
+from classifiers.errors import InternalError, NotConfigured, OutcomeUnknown
 from classifiers.fhir import classify
 from clients.fhir import TAG_SYSTEM, Fhir
 from clients.http import Upstream
@@ -133,3 +133,19 @@ def test_a_lost_update_is_named_by_its_kind_and_not_by_its_patient(server):
     with pytest.raises(Exception, match="update Patient") as lost:
         server.fhir.update({**PATIENT, "id": "ivanova-1970"})
     assert "ivanova" not in str(lost.value)
+
+
+def test_the_version_is_the_one_that_the_server_states(server):
+    stated = {"resourceType": "CapabilityStatement", "fhirVersion": "4.0.1"}
+    server.answer = httpx.Response(200, json=stated)
+
+    assert server.fhir.version(within=5.0) == "4.0.1"
+    assert [str(request.url) for request in server.requests] == [f"{BASE}/metadata"]
+
+
+@pytest.mark.parametrize("body", [{}, {"ok": True}, OUTCOME])
+def test_what_states_no_capability_is_no_fhir_server(server, body):
+    server.answer = httpx.Response(200, json=body)
+
+    with pytest.raises(NotConfigured):
+        server.fhir.version(within=5.0)

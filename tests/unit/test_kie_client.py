@@ -434,3 +434,23 @@ def test_without_a_key_there_is_no_kie(configured):
 
 def test_the_default_model_is_known():
     assert Settings.model_fields["kie_model"].default in MODELS
+
+
+# -- credits
+
+
+@pytest.mark.parametrize(("said", "left"), [(100, 100.0), (0.5, 0.5), (-3, -3.0)])
+def test_the_credits_that_are_left_are_a_number(kie, site, said, left):
+    site.answers = [good(said)]
+
+    assert kie().credits(within=5.0) == left
+    assert [str(request.url) for request in site.requests] == [
+        "https://api.example/api/v1/chat/credit"
+    ]
+
+
+@pytest.mark.parametrize("said", [None, "many", {"left": 5}, True])
+def test_an_answer_without_a_number_of_credits_is_an_error(kie, site, said):
+    site.answers = [good(said)]
+
+    error_of(lambda: kie().credits(within=5.0), InternalError)

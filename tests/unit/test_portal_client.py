@@ -320,6 +320,18 @@ def test_contacts_are_found_by_their_address(portal, site, answer, ids):
     ]
 
 
+@pytest.mark.parametrize(
+    ("answer", "rights"),
+    [(["crm", "user"], ["crm", "user"]), ({"1": "crm"}, ["crm"]), ([], []), (True, [])],
+)
+def test_the_rights_of_a_webhook_are_asked_for_alone(portal, site, gate, answer, rights):
+    site.answer = lambda method, params: answer
+
+    assert portal.rights(within=5.0) == rights
+    assert site.requests == [("scope", {})]
+    assert gate.asked == [(1, BASE)]
+
+
 def test_a_refusal_is_classified_and_raised(portal, site):
     site.answer = lambda method, params: Refused("", "Not found")
     error = error_of(lambda: portal.get("deal", "5"))

@@ -487,3 +487,11 @@ def test_over_its_operating_time_one_method_is_refused() -> None:
     assert answers[1].json()["error"] == "OPERATION_TIME_LIMIT"
     assert "time" not in answers[1].json()
     assert other.status_code == 200
+
+
+def test_the_rights_are_those_that_the_webhook_was_given() -> None:
+    usual, other = Http(), Http(rights=("user", "tasks"))
+    with usual.runner, other.runner:
+        rights = [http.call("scope").json()["result"] for http in (usual, other)]
+
+    assert rights == [["crm"], ["user", "tasks"]]

@@ -806,3 +806,31 @@ def test_a_closed_x_has_let_its_connections_go(api):
     api.close()
 
     assert api.upstream.client.is_closed
+
+
+# -- the app
+
+
+def oauth(error, description):
+    body = {"error": error, "error_description": description}
+    return httpx.Response(400, json=body)
+
+
+@pytest.mark.parametrize("app", [PUBLIC, App("client-id", "s3cr3t")])
+def test_an_app_is_known_where_x_refuses_no_more_than_a_token_that_nobody_has(
+    build, site, stored, app
+):
+    stored()
+    site.tokens = [oauth("invalid_request", "Value passed for the token was invalid.")]
+
+    build(app).check_app(within=5.0)
+
+    assert asked(site) == [("renewal", client.NOBODYS)]
+    assert credentials.get("x", USER).lost is None
+
+
+@pytest.mark.parametrize("app", [PUBLIC, App("client-id", "s3cr3t"), None])
+def test_an_app_that_x_does_not_know_is_set_up_wrongly(build, site, app):
+    site.tokens = [oauth("unauthorized_client", "Missing valid authorization header")]
+
+    error_of(lambda: build(app).check_app(within=5.0), NotConfigured)
