@@ -322,15 +322,25 @@ class Settings(BaseSettings):
     @field_validator(
         "admin_token",
         "bitrix_application_token",
+        "flower_basic_auth",
         "kie_api_key",
         "kie_webhook_hmac_key",
         "telegram_webhook_secret",
+        "x_client_secret",
     )
     @classmethod
     def _is_a_word(cls, value: SecretStr | None) -> SecretStr | None:
         # Files and secrets of Kubernetes like to end in a newline, which no header can carry.
         word = value.get_secret_value().strip() if value else ""
         return SecretStr(word) if word else None
+
+    @field_validator("flower_basic_auth")
+    @classmethod
+    def _is_a_login(cls, value: SecretStr | None) -> SecretStr | None:
+        # Flower takes anything, and lets nobody in.
+        if value and not re.fullmatch(r"[^:]+:.+", value.get_secret_value()):
+            raise ValueError("must look like user:password")
+        return value
 
     @field_validator("redis_host")
     @classmethod

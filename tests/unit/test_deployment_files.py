@@ -127,6 +127,18 @@ def test_what_a_budget_or_a_service_selects_is_there():
     assert set(among["values"]) == {name for name in names if name.startswith("worker-")}
 
 
+def test_commands_are_typed_where_there_is_a_container():
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "docker-compose.yml"]
+    told = {
+        name
+        for page in pages
+        for name in re.findall(r"docker compose exec (?:-T )?([\w-]+)", page.read_text("utf-8"))
+    }
+
+    assert "api" in told
+    assert told <= set(COMPOSE["services"])
+
+
 def test_every_image_of_others_has_a_stand_in():
     foreign = {
         one["image"]

@@ -83,6 +83,7 @@ def refusal(environment, **chosen: str) -> str:
         ("TELEGRAM_BASE_URL", f"https://api.telegram.org/bot?{SECRET}"),
         ("TELEGRAM_RATE", "0"),
         ("PUBLIC_URL", f"jobs.example.com/{SECRET}"),
+        ("FLOWER_BASIC_AUTH", SECRET),
         ("KEEP_RESULTS", SECRET),
         ("LOG_FORMAT", "xml"),
         ("SENTRY_DSN", f"https://sentry.example.com/{SECRET}"),
@@ -124,6 +125,30 @@ def test_an_empty_variable_counts_as_none(environment):
 
     assert chosen.redis_url == "redis://valkey"
     assert chosen.max_retries == 5
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ADMIN_TOKEN",
+        "BITRIX_APPLICATION_TOKEN",
+        "KIE_API_KEY",
+        "KIE_WEBHOOK_HMAC_KEY",
+        "TELEGRAM_WEBHOOK_SECRET",
+        "X_CLIENT_SECRET",
+    ],
+)
+def test_the_newline_behind_a_word_is_no_part_of_it(environment, name):
+    kept = getattr(environment(**{name: f" {SECRET}\n"}), name.lower())
+
+    assert kept.get_secret_value() == SECRET
+    assert getattr(environment(**{name: " \n"}), name.lower()) is None
+
+
+def test_the_newline_behind_the_login_of_flower_is_no_part_of_it(environment):
+    login = environment(FLOWER_BASIC_AUTH=f"ann:{SECRET}\n").flower_basic_auth
+
+    assert login.get_secret_value() == f"ann:{SECRET}"
 
 
 def test_settings_do_not_change(environment):
