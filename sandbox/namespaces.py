@@ -82,10 +82,8 @@ class Network:
     def down(self) -> None:
         """Take everything away that is there."""
         for host in self.hosts:
-            for what in (
-                "link",
-                "netns",
-            ):  # a namespace whose last words linger would keep its cable
+            # The cable first: a namespace whose last words linger would keep it.
+            for what in ("link", "netns"):
                 with suppress(subprocess.CalledProcessError):
                     _ip(what, "del", host)
         with suppress(subprocess.CalledProcessError):

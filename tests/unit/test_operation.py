@@ -31,8 +31,9 @@ from classifiers.errors import (
     kinds,
 )
 from config.policies import LATE_AFTER, LATE_ATTEMPTS
+from reliability.dead_letters import replays_of
 from reliability.holds import Hold
-from tasks.base import END_OF_TIME, Job, Operation, accepted_at, began_at, job, progress, replays
+from tasks.base import END_OF_TIME, Job, Operation, accepted_at, began_at, job, progress
 from tasks.payloads import Fields, Id
 
 TOO_DARK = UserError("too dark", reason="photo_too_dark")
@@ -518,11 +519,17 @@ def test_a_job_knows_how_often_it_was_sent_again(shop):
 
 @pytest.mark.parametrize(
     ("headers", "count"),
-    [({}, 0), ({"replays": 2}, 2), ({"replays": "2"}, 0), ({"replays": None}, 0)],
-    ids=["none", "two", "words", "nothing"],
+    [
+        ({}, 0),
+        ({"replays": 2}, 2),
+        ({"replays": "2"}, 0),
+        ({"replays": None}, 0),
+        ({"replays": -1}, 0),
+    ],
+    ids=["none", "two", "words", "nothing", "less"],
 )
 def test_replays_are_read_from_a_message(headers, count):
-    assert replays(headers) == count
+    assert replays_of(headers) == count
 
 
 @pytest.mark.parametrize(
