@@ -52,6 +52,12 @@ EXPLANATIONS = {
     "Unclassified": "Nobody has met this failure before. Read the traceback, write a rule for it.",
 }
 OTHERWISE = "Read the message and the traceback."
+# What becomes of a suspect, by whether it is running; RabbitMQ does not tell.
+ALONE = {
+    True: "it is being run alone",
+    False: "it waits to be run alone",
+    None: "it waits to be run alone, or is",
+}
 
 
 def gate_of(service: Service) -> Gate:
@@ -82,7 +88,6 @@ def suspects() -> Iterator[dict[str, Any]]:
 
 def suspect_row(job: Suspect) -> dict[str, Any]:
     """Return one job under suspicion as a parked one is told of; its *state* is `suspect`."""
-    now = "it is being run alone" if job.running else "it waits to be run alone"
     history = History.from_headers(job.headers)
     return {
         "message_id": job.message_id,
@@ -92,7 +97,7 @@ def suspect_row(job: Suspect) -> dict[str, Any]:
         "kwargs": job.kwargs,
         "reason": "Suspect",
         "service": "",
-        "detail": f"{job.deaths} workers have died with it; {now}",
+        "detail": f"{job.deaths} workers have died with it; {ALONE[job.running]}",
         "queue": job.queue,
         "since": None,
         "due": None,

@@ -10,7 +10,7 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -21,7 +21,7 @@ from amqp.basic_message import Message
 from config.settings import settings
 from reliability import keys
 from reliability.connection import RedisError, redis_bytes
-from reliability.deaths import deaths
+from reliability.deaths import Run, deaths
 from reliability.departures import Departure, departures
 from reliability.envelopes import (
     DIED,
@@ -56,6 +56,7 @@ class Courier(threading.Thread):
         self._left = threading.Event()
         self._nap = min(LONGEST_NAP, settings().retry_time_scale)
         self._declared: set[str] = set()
+        self._turn = settings().redis_stream_prefix + keys.TURN
         self._name = f"{socket.gethostname()} {os.getpid()} {id(self):x}"
 
     def leave(self) -> None:
@@ -67,8 +68,15 @@ class Courier(threading.Thread):
 
     def copy(self, queue: str, message: Message, tag: int, died: int) -> None:
         """Have a copy of a delivery put into *queue*, which says how many have *died* with it."""
-        headers = {**plain_headers(message), DIED: died}
-        self._errands.put(partial(self._copy, queue, copy_of(message, headers), tag))
+        self._errands.put(partial(self._copy, queue, message, tag, died))
+
+    def set_aside(self, queue: str, message: Message, tag: int, died: int) -> None:
+        """Have a suspect of *queue* wait to be run alone, and noted for who looks."""
+        self._errands.put(partial(self._set_aside, queue, message, tag, died))
+
+    def dismiss(self, run: Run, queue: str) -> None:
+        """Have noted that a suspect of *queue* has ended."""
+        self._errands.put(lambda _: deaths().dismiss([run], queue))
 
     def park(self, queue: str, message: Message, tag: int, due: float) -> None:
         """Have a delivery parked until *due*."""
@@ -82,10 +90,20 @@ class Courier(threading.Thread):
         """
         self._errands.put(partial(self._judge, queue, message, tag, deliver))
 
-    def _copy(self, queue: str, message: Message, tag: int, channel: Any) -> None:
-        self._declare(channel, queue)
-        channel.send_all([(message, "", queue)])
+    def _copy(self, queue: str, message: Message, tag: int, died: int, channel: Any) -> None:
+        self._send_copy(queue, message, died, channel)
         self._channel.basic_ack(tag)
+
+    def _set_aside(self, queue: str, message: Message, tag: int, died: int, channel: Any) -> None:
+        self._send_copy(SUSPECTS_OF + queue, message, died, channel)
+        with suppress(RedisError):  # it would be sent twice, for a look's sake
+            deaths().accuse(run_of(message), queue, sealed(message, queue, deaths=died))
+        self._channel.basic_ack(tag)
+
+    def _send_copy(self, queue: str, message: Message, died: int, channel: Any) -> None:
+        self._declare(channel, queue)
+        headers = {**plain_headers(message), DIED: died}
+        channel.send_all([(copy_of(message, headers), "", queue)])
 
     def _park(self, queue: str, message: Message, tag: int, due: float, _: Any) -> None:
         job = str(headers_of(message).get("id") or tag)
@@ -101,13 +119,14 @@ class Courier(threading.Thread):
             logger.error("%s has taken its worker with it once too often", run_of(message)[0])
             self._errands.put(partial(self._bury, queue, message, tag, died))
         elif died >= SUSPECT_AFTER and not known:
-            self.copy(SUSPECTS_OF + queue, message, tag, died)
+            self.set_aside(queue, message, tag, died)
         else:
             self._channel.soon(deliver)
 
     def _bury(self, queue: str, message: Message, tag: int, died: int, _: Any) -> None:
         item = f"{queue}\n{sealed(message, queue, deaths=died)}"
         redis_bytes().lpush(settings().redis_stream_prefix + keys.POISONED, item)
+        self.dismiss(run_of(message), queue)
         self._channel.basic_ack(tag)
 
     # -- the thread
@@ -185,9 +204,21 @@ class Courier(threading.Thread):
             self._has_the_turn()
             consuming.soon(solitude.look)
         elif solitude.worth_a_try:
-            waiting = [queue for queue in consuming.consumed if self._suspects(channel, queue)]
-            if waiting and self._has_the_turn():
+            accused = deaths().accused(consuming.consumed)
+            waiting = [queue for queue in accused if self._suspects(channel, queue)]
+            if not waiting:
+                self._dismiss_gone(accused)
+            elif self._has_the_turn():
                 consuming.soon(partial(solitude.seek, waiting))
+
+    def _dismiss_gone(self, accused: Mapping[str, Iterable[Run]]) -> None:
+        """Forget those who were *accused* before their queues were found empty.
+
+        If nobody runs them, they have ended in a worker that could not say so.
+        """
+        if any(accused.values()) and not redis_bytes().exists(self._turn):
+            for queue, runs in accused.items():
+                deaths().dismiss(runs, queue)
 
     def _suspects(self, channel: Any, queue: str) -> int:
         self._declare(channel, SUSPECTS_OF + queue)
@@ -196,7 +227,7 @@ class Courier(threading.Thread):
 
     def _has_the_turn(self) -> bool:
         """Take or keep the turn: one suspect at a time costs one worker at most."""
-        client, key = redis_bytes(), settings().redis_stream_prefix + keys.TURN
+        client, key = redis_bytes(), self._turn
         mine = self._name.encode()
         if client.set(key, mine, nx=True, px=int(TURN * 1000)):
             return True

@@ -15,6 +15,7 @@ BEAT = OURS + "beat"  # string: when anybody last beat, and since when somebody 
 CORRUPT = OURS + "corrupt"  # list: what was found in a queue and is no message
 QUARANTINE = OURS + "quarantine:"  # list per queue: the suspects among its messages
 SUSPECT = OURS + "suspect"  # string: delivery tag of the suspect that was handed out last
+SUSPECTS = OURS + "suspects:"  # hash per queue: on RabbitMQ, run of a suspect → its message
 DEATHS = OURS + "deaths:"  # string per run of a job: workers on RabbitMQ that died with it
 SPARED = OURS + "spared:"  # string per run of a job: its worker lost the connection, and lives
 TURN = OURS + "suspect:turn"  # string: whose turn it is to run suspects; ends by itself

@@ -28,13 +28,16 @@ UNACKED = "unacked"  # kombu's own name for what workers hold
 
 @dataclass(frozen=True, slots=True)
 class Suspect:
-    """One job under suspicion. *deaths* counts the workers that died with it."""
+    """One job under suspicion. *deaths* counts the workers that died with it.
+
+    *running* is whether it is being run alone; on RabbitMQ that is not known.
+    """
 
     message_id: str
     task: str
     queue: str
     deaths: int
-    running: bool = False
+    running: bool | None = False
     headers: Mapping[str, Any] = field(default_factory=dict, compare=False)
     args: Any = field(default=(), compare=False)
     kwargs: Any = field(default_factory=dict, compare=False)
@@ -71,6 +74,9 @@ def suspects(client: Redis, queues: Iterable[str], *, prefix: str = "") -> Itera
         place = f"{prefix}{keys.quarantine(queue)}"
         for raw in reversed(cast("list[bytes]", client.lrange(place, -LISTED, -1))):
             yield _suspect(loads(raw), queue)
+        noted = cast("list[bytes]", client.hvals(f"{prefix}{keys.SUSPECTS}{queue}"))
+        for raw in noted[:LISTED]:
+            yield _suspect(loads(raw), queue, running=None)
 
 
 def counts(client: Redis, queues: Iterable[str], *, prefix: str = "") -> dict[str, int]:
@@ -82,7 +88,9 @@ def counts(client: Redis, queues: Iterable[str], *, prefix: str = "") -> dict[st
     with client.pipeline(transaction=False) as look:
         for queue in names:
             look.llen(f"{prefix}{keys.quarantine(queue)}")
-        found = dict(zip(names, cast("list[int]", look.execute()), strict=True))
+            look.hlen(f"{prefix}{keys.SUSPECTS}{queue}")
+        lengths = cast("Iterator[int]", iter(look.execute()))
+        found = {queue: next(lengths) + next(lengths) for queue in names}
     for suspect in suspects(client, (), prefix=prefix):
         found[suspect.queue] = found.get(suspect.queue, 0) + 1
     return found
@@ -115,7 +123,7 @@ def opened(raw: bytes) -> tuple[Message, int]:
     return message, deaths(properties)
 
 
-def _suspect(message: Mapping[str, Any], queue: str, *, running: bool = False) -> Suspect:
+def _suspect(message: Mapping[str, Any], queue: str, *, running: bool | None = False) -> Suspect:
     headers, properties = message["headers"], message["properties"]
     job = str(headers.get("id") or properties["delivery_tag"])
     args, kwargs = _call_in(message)

@@ -47,7 +47,6 @@ from reliability.envelopes import (
     sealed,
 )
 from reliability.quarantine import SUSPECT_AFTER
-from reliability.rabbitmq_queues import SUSPECTS_OF
 from reliability.solitude import Solitude
 
 logger = logging.getLogger(__name__)
@@ -312,7 +311,7 @@ class Channel(stock.Channel):
         if self._is_still_at_work(held.run, tag):
             return
         if died >= SUSPECT_AFTER and not alone:
-            errands.copy(SUSPECTS_OF + queue, message, tag, died)
+            errands.set_aside(queue, message, tag, died)
         elif due is not None and due > time.time():  # from a publisher without our transport
             errands.park(queue, message, tag, due)
         elif came_before(message) and self.loop is not None:
@@ -358,6 +357,8 @@ class Channel(stock.Channel):
         """Answer a delivery; of a lost connection, *instead* the one that came in its place."""
         held = self._held.get(tag)
         if held is not None:
+            if held.at_work and deaths_of(held.message) >= SUSPECT_AFTER:
+                self._keep().dismiss(held.run, held.queue)
             held.at_work = False  # whatever becomes of the answer, the job is done here
         if self.connection is not None:
             answer()

@@ -16,6 +16,7 @@ from fixtures.supervisor import Supervisor
 from fixtures.waiting import eventually
 from kombu import Producer
 
+from reliability import quarantine
 from reliability.rabbitmq_queues import SUSPECTS_OF
 from sandbox.rabbitmq_server import RabbitServer
 from sandbox.stack import Stack
@@ -197,6 +198,9 @@ def test_the_guilty_is_taken_out_and_the_innocent_are_done(empty_house: RabbitSy
     innocent = [f"{order}-beside-{n}" for n in range(4)]
     pill, *others = send(house, f"{order}-pill", *innocent)
     on_duty = Supervisor(house.workers({"worker": KILLERS}))
+    on_duty.until(lambda: suspected(house))
+    # Nobody looks after the worker meanwhile: the guilty one cannot die more than once more.
+    listed = {row["message_id"]: row for row in house.look("parked", "ls")}
     on_duty.until(lambda: len(house.ended([pill, *others])) == 5)
     (letter,) = house.open_letters()
 
@@ -207,6 +211,16 @@ def test_the_guilty_is_taken_out_and_the_innocent_are_done(empty_house: RabbitSy
     assert [len(house.portal.rows("deal", one)) for one in innocent] == [1] * 4
     assert on_duty.deaths == 3
     assert house.waiting(SUSPECTS_OF + "bitrix") == 0
+    assert listed.keys() <= {pill, *others}
+    assert (listed[pill]["state"], listed[pill]["queue"]) == ("suspect", "bitrix")
+    assert listed[pill]["kwargs"]["order_id"] == f"{order}-pill"
+    eventually(lambda: not suspected(house))
+
+
+def suspected(house: RabbitSystem) -> int:
+    """How many jobs are known as suspects."""
+    with house.stack.redis.client(decode_responses=False) as client:
+        return sum(quarantine.counts(client, ["bitrix"]).values())
 
 
 def test_a_job_that_expires_is_a_dead_letter(empty_house: RabbitSystem, order: str):

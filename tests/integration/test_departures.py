@@ -9,10 +9,11 @@ from collections.abc import Callable
 import pytest
 from redis import Redis
 
-from reliability import keys
+from reliability import keys, quarantine
 from reliability.deaths import Deaths
 from reliability.departures import Departures
 from reliability.parking import Kind, Parking
+from reliability.quarantine import Suspect
 from sandbox.redis_server import RedisServer
 
 PREFIX = "app:"
@@ -154,3 +155,22 @@ def test_a_worker_that_lives_to_let_go_of_a_job_is_no_death(client: Redis):
 
     assert deaths.after_another(RUN) == 1
     assert deaths.after_another(RUN) == 2  # it was spared once
+
+
+def test_a_suspect_is_shown_until_it_has_ended(client: Redis):
+    deaths, queues = Deaths(client, prefix=PREFIX), ("bitrix", "kie")
+    message = {"body": "[[7], {}, {}]", "headers": HEADERS | {"id": "job"}}
+    message |= {"properties": {"delivery_tag": "tag", "deaths": 2}}
+    deaths.accuse(RUN, "bitrix", json.dumps(message))
+    deaths.accuse(RUN, "bitrix", json.dumps(message))  # set aside once more, as a worker leaves
+    (shown,) = quarantine.suspects(client, queues, prefix=PREFIX)
+
+    assert shown == Suspect("job", "t", "bitrix", deaths=2, running=None)
+    assert shown.args == [7]
+    assert quarantine.counts(client, queues, prefix=PREFIX) == {"bitrix": 1, "kie": 0}
+    assert deaths.accused(queues) == {"bitrix": [RUN], "kie": []}
+
+    deaths.dismiss([RUN], "bitrix")
+
+    assert list(quarantine.suspects(client, queues, prefix=PREFIX)) == []
+    assert quarantine.counts(client, queues, prefix=PREFIX) == {"bitrix": 0, "kie": 0}
