@@ -34,6 +34,7 @@ from admin.cli.common import (
 from admin.cli.letter_files import bring_in, export
 from admin.cli.picking import COLUMNS, chosen, confirm, future, letter, pick
 from admin.cli.replays import ramps, replay
+from reliability.causes import VERSION
 from reliability.dead_letters import STATES, Filter, Letter, dead_letters
 from storage import archive
 from tasks import retention
@@ -268,6 +269,12 @@ def _said(verdict: Mapping[str, Any] | None) -> str:
 group = click.argument("fingerprint")
 
 
+def insist_on(fingerprint: str) -> None:
+    """End the command if no letter has this cause: a misspelt one would be judged unnoticed."""
+    if not dead_letters().count(Filter("all", fingerprint=fingerprint)):
+        raise click.ClickException(f"no dead letter has the cause {fingerprint}")
+
+
 @dlq.command("ignore")
 @group
 @click.option("--note", required=True, help="Why; it stands in each of its letters.")
@@ -276,23 +283,30 @@ group = click.argument("fingerprint")
 @guarded
 def dlq_ignore(fingerprint: str, note: str, until: datetime | None, yes: bool) -> None:
     """Discard the letters of a group, and those that will come, until then."""
+    insist_on(fingerprint)
     picked = pick((), Filter(fingerprint=fingerprint), everything=False)
     confirm("Discard, and ignore those to come,", picked, yes=yes)
     discarded = dead_letters().ignore(fingerprint, by=who(), note=note, until=until)
     click.echo(f"{fingerprint} is ignored, {discarded} letters discarded")
 
 
+def _release(_: click.Context, __: click.Parameter, given: str) -> str:
+    if not VERSION.fullmatch(given):
+        raise click.BadParameter(f"{given} cannot be compared; give one like 1.4.2")
+    return given
+
+
 @dlq.command("fixed")
 @group
-@click.option("--in", "version", required=True, help="The release that has mended it.")
+@click.option(
+    "--in", "version", required=True, callback=_release, help="The release that has mended it."
+)
 @click.option("--note", default="", help="How.")
 @guarded
 def dlq_fixed(fingerprint: str, version: str, note: str) -> None:
     """Say that a release has mended a cause; a death in it, or a later one, is a regression."""
-    try:
-        dead_letters().fixed(fingerprint, by=who(), version=version, note=note)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from error
+    insist_on(fingerprint)
+    dead_letters().fixed(fingerprint, by=who(), version=version, note=note)
     click.echo(f"{fingerprint} is fixed in {version}")
 
 

@@ -7,7 +7,7 @@ import sys
 from base64 import b64decode
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import IO
@@ -47,18 +47,21 @@ def written(file: str) -> Iterator[IO[str]]:
         return
     place = Path(file)
     draft = place.with_name(f".{place.name}.part")
-    draft.unlink(missing_ok=True)
     try:
+        draft.unlink(missing_ok=True)
         private = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(private, "w", encoding="utf-8") as lines:
             yield lines
         draft.replace(place)
+    except OSError as error:
+        raise click.ClickException(f"{file} cannot be written: {error.strerror}") from error
     finally:
-        draft.unlink(missing_ok=True)
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
 
 
 @click.command("import")
-@click.argument("file", type=click.File("r", encoding="utf-8"))
+@click.argument("file", type=click.File("r", encoding="utf-8", errors="surrogateescape"))
 @guarded
 def bring_in(file: IO[str]) -> None:
     """Bury the letters in FILE (- for the input) that are not known here; twice is once."""

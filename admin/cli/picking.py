@@ -101,6 +101,7 @@ def pick(ids: tuple[str, ...], which: Filter, *, everything: bool) -> Picked:
     if sum((bool(ids), filtered or everything)) > 1:
         raise click.UsageError("name ids or give filters, not both")
     if ids:
+        ids = tuple(dict.fromkeys(ids))  # one that is named twice is meant once
         for message_id in ids:
             letter(message_id)
         return Picked(which, ids, len(ids))

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 
 from fastapi import Query
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse
 
 from reliability.dead_letters import Filter
@@ -153,7 +153,11 @@ class ReplayOne(BaseModel):
 class ReplayMany(Which):
     """Which letters are to be sent again, and how: one of ids, a filter and `all` says which."""
 
-    ids: Annotated[list[Text], Field(max_length=1000, description="These, by id.")] = []
+    ids: Annotated[
+        list[Text],
+        Field(max_length=1000, description="These, by id."),
+        AfterValidator(lambda ids: list(dict.fromkeys(ids))),  # named twice, and meant once
+    ] = []
     all: Annotated[bool, Field(description="All open letters.")] = False
     dry_run: Annotated[
         bool, Field(description="Only say what would become of them; of the newest 100.")

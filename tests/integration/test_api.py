@@ -762,7 +762,7 @@ def test_many_letters_are_sent_by_a_filter(admin, redis_client):
 def test_many_letters_are_sent_by_their_ids(admin, redis_client):
     bury("one")
     bury("two")
-    answer = admin.post("/api/dead-letters/replay", json={"ids": ["one", "nobody"]})
+    answer = admin.post("/api/dead-letters/replay", json={"ids": ["one", "one", "nobody"]})
 
     assert answer.json() == {"sent": 1, "refused": {"no dead letter has that id": 1}}
     assert [job["id"] for job in waiting(redis_client)] == ["one"]

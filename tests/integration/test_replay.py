@@ -283,6 +283,17 @@ def quick_worker(broker, monkeypatch):
     return ends_by
 
 
+def test_a_letter_that_is_named_twice_is_sent_once(broker):
+    died("j1")
+    died("j2")
+
+    assert cli("replay", "j1", "j1") == (0, "sent 1 of 1 again\n")
+    assert cli("replay", "j2", "j2", "--ramp")[0] == 0
+    (run,) = replays().each()
+    driven(run)
+    assert [message["id"] for message in queued(broker)] == ["j1", "j2"]
+
+
 def test_a_job_that_has_ended_well_before_its_mark_was_sent_by_somebody(quick_worker):
     dead = died()
     quick_worker(lambda message: note_success(message, message["id"]))
@@ -965,6 +976,9 @@ def test_a_line_that_is_no_letter_is_told_and_the_others_are_buried(broker, tmp_
     assert states("j1") == ["open"]
 
 
+SECOND = {"message_id": "j2"}
+
+
 @pytest.mark.parametrize(
     ("mistake", "told"),
     [
@@ -977,8 +991,9 @@ def test_a_line_that_is_no_letter_is_told_and_the_others_are_buried(broker, tmp_
         ({"message_body": {"task": "bitrix.create_deal", "args": None}}, "message_body.args: "),
         ({"metadata": {"failed_at": "9999-12-31T23:59:59-14:00"}}, "failed_at"),
         ({"metadata": {"failed_at": "0001-01-01T00:00:00"}}, "out of range"),
+        ({"note": "\udcff"}, "not a dead letter"),
     ],
-    ids=str,
+    ids=ascii,
 )
 def test_what_a_person_has_mistaken_in_a_letter_is_told_and_the_others_are_buried(
     broker, tmp_path, mistake, told
@@ -987,7 +1002,8 @@ def test_what_a_person_has_mistaken_in_a_letter_is_told_and_the_others_are_burie
     file = tmp_path / "letters.jsonl"
     cli("export", str(file))
     (line,) = exported(file)
-    file.write_text(f"{json.dumps(line | mistake)}\n{json.dumps(line | {'message_id': 'j2'})}\n")
+    lines = [json.dumps(line | change, ensure_ascii=False) for change in (mistake, SECOND)]
+    file.write_text("\n".join(lines), errors="surrogateescape")
     broker.flushall()
     code, output = cli("import", str(file))
 
@@ -1013,7 +1029,26 @@ def test_an_export_is_for_the_eyes_of_its_owner(tmp_path):
     assert [path.name for path in tmp_path.iterdir() if "letters" in path.name] == [file.name]
 
 
+@pytest.mark.parametrize("file", ["nowhere/letters", "letters/letters"])
+def test_a_file_that_cannot_be_written_is_told_in_a_sentence(tmp_path, file):
+    (tmp_path / "letters").touch()
+    code, output = cli("export", str(tmp_path / file))
+
+    assert (code, "cannot be written" in output) == (1, True)
+
+
 # -- groups
+
+
+@pytest.mark.parametrize("verdict", [("ignore", "--note", "theirs"), ("fixed", "--in", "1.2")])
+def test_a_verdict_on_a_cause_that_nobody_has_seen_is_refused(verdict):
+    command, *options = verdict
+
+    assert cli(command, "69e1017ac65f", *options) == (
+        1,
+        "Error: no dead letter has the cause 69e1017ac65f\n",
+    )
+    assert dead_letters().verdicts() == {}
 
 
 def test_a_group_is_ignored_fixed_and_as_any_other_again():
