@@ -107,7 +107,7 @@ def redis_is_away(request: Request, failure: Exception) -> Response:
     return _trouble(
         request,
         503,
-        "Redis does not answer",
+        "Redis does not answer, or refuses",
         "Queues, parked jobs and dead letters are in it. Nothing is lost that it has written; "
         f"workers go on when it is back. Look at its process, disk and memory. {NOT_DONE}",
         f"{type(failure).__name__}: {failure}",

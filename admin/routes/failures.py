@@ -29,7 +29,10 @@ log = logging.getLogger(__name__)
 # s after which it may be well again; a client that asks sooner only adds to the trouble.
 RETRY_AFTER = "5"
 
-REDIS = "Redis does not answer: see whether it runs, and REDIS_URL; the log says more"
+REDIS = (
+    "Redis does not answer, or refuses: see whether it runs, is full or a replica, and REDIS_URL; "
+    "the log says more"
+)
 BROKER = "the queue cannot be reached: look at the broker; the log says more"
 DATABASE = "the database does not answer: see whether it runs, and DATABASE_URL; the log says more"
 OURS = "our own side failed: see whether Redis and the database run; the log says more"

@@ -178,7 +178,11 @@ def test_a_cookie_is_only_for_the_console_and_out_of_reach_of_scripts(stranger):
 def test_over_https_a_cookie_stays_there(shift):
     behind_a_proxy = {"x-forwarded-proto": "https"}
     answer = httpx.post(
-        f"{shift.console}/login", data={"token": shift.token}, headers=behind_a_proxy
+        f"{shift.console}/login",
+        data={"token": shift.token},
+        headers=behind_a_proxy,
+        trust_env=False,
+        timeout=30,
     )
 
     assert "Secure" in answer.headers["set-cookie"]
@@ -231,7 +235,7 @@ def test_a_bug_of_ours_is_told_on_as_safe_a_page(routes, monkeypatch):
 )
 def test_a_login_leads_nowhere_else(shift, wanted):
     form = {"token": shift.token, "next": wanted}
-    answer = httpx.post(f"{shift.console}/login", data=form, trust_env=False)
+    answer = httpx.post(f"{shift.console}/login", data=form, trust_env=False, timeout=30)
 
     assert answer.headers["location"] == "/console/"
 
@@ -277,7 +281,7 @@ def test_a_link_in_a_chat_leads_to_its_page(browser):
     browser.driver.get(f"data:text/html,<a href='{browser.home}/gates'>alert</a>")
     browser.press("alert")
 
-    eventually(lambda: browser.path == "/gates", within=30)
+    eventually(lambda: browser.path == "/gates")
 
 
 def test_the_way_out_ends_the_session(browser):
@@ -416,6 +420,15 @@ def seen(window: Browser, page: str) -> Seen:
 
 def test_every_page_fits_a_phone(pages):
     assert {name: page.overflow for name, page in pages.items() if page.overflow} == {}
+
+
+@pytest.mark.parametrize("path", ["/", "/parked", "/discard?task=bitrix.create_contact"])
+def test_a_long_name_fits_where_all_is_four_times_as_large(browser, path):
+    """1280 pixels, looked at four times as large, are 320."""
+    browser.resize((320, 640))
+    browser.open(path)
+
+    assert browser.overflow == 0
 
 
 def test_everything_has_a_name_for_those_who_do_not_see(pages):
