@@ -471,8 +471,8 @@ def spools() -> Iterator[Finding]:
                 "spools",
                 PROBLEM,
                 f"{backlog.torn} dead letters on the disk of {name} cannot be read",
-                "repair dead-letters.corrupt in its SPOOL_DIR by hand, then: celery -A tasks dlq "
-                "import FILE",
+                "repair a copy of dead-letters.corrupt in its SPOOL_DIR by hand, then: celery -A "
+                "tasks dlq import COPY, and delete dead-letters.corrupt",
             )
     if not known:
         yield Finding("spools", OK, "empty")

@@ -57,8 +57,8 @@ def the_database() -> Iterator[None]:
     """Say in one sentence what is wrong with the database or refused by it."""
     try:
         yield
-    except (RedisError, OperationalError, AMQPError):
-        raise  # `guarded` says which it is
+    except (click.ClickException, RedisError, OperationalError, AMQPError):
+        raise  # it says, or `guarded` does, which it is
     except (InvalidData, NotConfigured, Pending) as error:
         raise click.ClickException(error.detail) from error
     except Exception as error:

@@ -249,7 +249,7 @@ def _whole(file: IO[str]) -> dict[str, Any]:
 def dlq_groups(as_json: bool, limit: int | None, state: str) -> None:
     """List the causes, the most frequent first."""
     most = limit or (None if as_json else SHOWN)
-    columns: Columns = plain("fingerprint", "count", "task", "error_type", "last_seen")
+    columns: Columns = plain("fingerprint", "count", "task", "error_type", "first_seen", "last_seen")
     columns |= {
         "verdict": lambda row: _said(row["verdict"]),
         "explanation": itemgetter("explanation"),

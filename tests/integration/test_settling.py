@@ -168,6 +168,7 @@ def test_what_cannot_be_settled_so_is_left_as_it_is(prepare, how, why):
 
     assert code == 1
     assert why in output
+    assert "DATABASE_URL" not in output  # it is not the database that is wrong
     assert effects.get("bitrix.deal:7") == before
     assert links.get("deal", "7") is None
 
