@@ -249,8 +249,8 @@ def _whole(file: IO[str]) -> dict[str, Any]:
 def dlq_groups(as_json: bool, limit: int | None, state: str) -> None:
     """List the causes, the most frequent first."""
     most = limit or (None if as_json else SHOWN)
-    columns: Columns = plain("fingerprint", "count", "task", "error_type", "first_seen", "last_seen")
-    columns |= {
+    columns: Columns = plain("fingerprint", "count", "task", "error_type")
+    columns |= plain("first_seen", "last_seen") | {
         "verdict": lambda row: _said(row["verdict"]),
         "explanation": itemgetter("explanation"),
     }
