@@ -57,14 +57,25 @@ class History:
         }
 
     def after(
-        self, error: JobError, *, action: str, delay: float, spends: str, waits: bool, at: float
+        self,
+        error: JobError,
+        *,
+        action: str,
+        delay: float,
+        spends: str,
+        waits: bool,
+        at: float,
+        said: str = "",
     ) -> History:
-        """Return the history with one more failure, at unix time *at*."""
+        """Return the history with one more failure, at unix time *at*.
+
+        *said* are its words without secrets: once they are cut, half of one would be known by none.
+        """
         entry = {
             "error": type(error).__name__,
             "code": error.code[:LONGEST_CODE],
             "service": error.service,
-            "detail": str(error)[:LONGEST_DETAIL],
+            "detail": (said or str(error))[:LONGEST_DETAIL],
             "at": round(at, 3),
             "delay": round(delay, 3),
             "action": action,

@@ -10,7 +10,7 @@ from datetime import datetime
 from functools import lru_cache
 from math import isfinite
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, quote_plus
 
 from config.settings import settings
 
@@ -72,7 +72,9 @@ def storable(text: str) -> str:
 
 def spellings(secret: str) -> set[str]:
     """Return a secret as it is, and as it looks inside of a repr, of JSON and of an address."""
-    return {secret, repr(secret)[1:-1], json.dumps(secret)[1:-1], quote(secret, safe="")}
+    in_json = (json.dumps(secret, ensure_ascii=ascii_only)[1:-1] for ascii_only in (True, False))
+    in_an_address = (quote(secret, safe=""), quote(secret), quote_plus(secret))
+    return {secret, repr(secret)[1:-1], *in_json, *in_an_address}
 
 
 @lru_cache(maxsize=1)

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 from billiard import current_process
 from celery import Task, current_task
-from celery.exceptions import Reject, TaskPredicate
+from celery.exceptions import Ignore, Reject, TaskPredicate
 from celery.worker import state
 from kombu.exceptions import OperationalError
 
@@ -47,8 +47,9 @@ from config.policies import (
 )
 from config.settings import settings
 from reliability.connection import RedisError
-from reliability.dead_letters import replays_of
+from reliability.dead_letters import dead_letters, replays_of
 from reliability.holds import Hold, standing_holds
+from reliability.redaction import redaction
 from reliability.replays import note_success
 from tasks import measures, traces
 from tasks.payloads import FIRST, VERSION, Payload, Upcaster, version_of
@@ -166,7 +167,11 @@ class Operation(Task):
 
         Raises:
             Paused: it is held.
+            Ignore: it is a dead letter already.
         """
+        if self._has_died():
+            logger.info("%s[%s] has died already; it comes back by a replay", *self._who())
+            raise Ignore
         # A plain call is not held: there is no message that could be parked.
         standing = type(self).holds() if self._is_message() else ()
         if not standing:
@@ -177,6 +182,19 @@ class Operation(Task):
         payload = read()
         self._refuse(hold for hold in concerned if hold.matches(payload))
         return payload
+
+    def _has_died(self) -> bool:
+        """Whether a worker has given up this very run, and was killed before it could say so.
+
+        What it had begun is being made good by now, so that it must not be done after all.
+        """
+        request = self.request
+        if not (self._is_message() and (request.delivery_info or {}).get("redelivered")):
+            return False
+        dead, headers = dead_letters().get(request.id), request.headers or {}
+        if dead is None or dead.run < replays_of(headers):
+            return False
+        return accepted_at(dead.headers) == accepted_at(headers)  # else it was sent anew
 
     def _refuse(self, holds: Iterable[Hold]) -> None:
         for hold in holds:
@@ -266,7 +284,7 @@ class Operation(Task):
             measures.comes_back(self.name, exc, decision.action)
         if decision.action is Action.SHUTDOWN:
             stop_this_worker(exc)
-        now = time.time()
+        now, said = time.time(), redaction().of(str(exc))
         history = history.after(
             exc,
             action=decision.action,
@@ -274,12 +292,13 @@ class Operation(Task):
             spends=decision.spends,
             waits=decision.action in WAITS,
             at=now,
+            said=said,
         )
         parking = {
             "reason": type(exc).__name__,
             "service": exc.service,
             "code": exc.code,
-            "detail": str(exc)[:200],
+            "detail": said[:200],
             "at": round(now, 3),
             "seconds": round(decision.delay, 3),
             "yields": self.yields and isinstance(exc, Pending),

@@ -30,7 +30,7 @@ from reliability.dead_letters import (
     dead_letters,
     replays_of,
 )
-from reliability.redaction import storable
+from reliability.redaction import redaction, storable
 from reliability.replays import note_death
 from tasks import app, measures
 from tasks.base import accepted_at, classified
@@ -238,7 +238,15 @@ def letter(
     history = History.from_headers(headers)
     version = version_of(headers)
     about = ids_to_amend(task, args, kwargs, version)
-    last = history.after(fact, action="dead_letter", delay=0.0, spends="", waits=True, at=now)
+    last = history.after(
+        fact,
+        action="dead_letter",
+        delay=0.0,
+        spends="",
+        waits=True,
+        at=now,
+        said=redaction().of(str(fact)),
+    )
     return Letter(
         # Whatever stands in a foreign message in their places.
         message_id=storable(str(job_id)),

@@ -7,7 +7,9 @@ import dataclasses
 import json
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import pairwise
+from urllib.parse import quote, quote_plus
 
 import pytest
 from redis.exceptions import RedisError
@@ -397,6 +399,19 @@ def test_an_edit_may_bring_the_payload_to_another_version(dead):
     dead.amend("job-1", {"order": {"id": "18"}}, "anna", payload_version=2)
 
     assert (same, dead.get("job-1").payload_version) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    "spell",
+    [str, repr, json.dumps, partial(json.dumps, ensure_ascii=False), quote, quote_plus],
+    ids=["as it is", "repr", "JSON", "JSON in UTF-8", "in a path", "in a form"],
+)
+def test_a_secret_is_hidden_however_it_is_spelt(redis_client, spell):
+    secret = 's3cret "é" of/the shop'
+    dead = DeadLetters(redis_client, secrets=(secret,))
+    dead.bury(letter(error_message=f"it was {spell(secret)}, they say"))
+
+    assert "shop" not in dead.get("job-1").error_message
 
 
 def test_secrets_are_hidden_in_an_edit(redis_client):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
 import pytest
+from celery.exceptions import Ignore
 from click.testing import CliRunner
 
 from admin.cli import dlq
@@ -36,7 +37,7 @@ from reliability.replays import Run, note_success, replays
 from storage import credits, effects, videos
 from storage.upgrade import upgrade
 from storage.videos import Order
-from tasks import replay, retention
+from tasks import replay, retention, upkeep
 from tasks.dry_run import dry_run
 from tasks.failures import bury
 
@@ -905,6 +906,29 @@ def test_a_run_that_has_lost_its_driver_gets_another_one(broker):
 
     assert (sent, message["id"], message["kwargs"]) == (1, run.driver, {"run": run.id})
     assert (while_it_waits, when_it_is_dead, when_it_is_over) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("headers", "redelivered", "over"),
+    [
+        ({"accepted_at": 5.0}, True, True),
+        ({"accepted_at": 5.0}, False, False),
+        ({"accepted_at": 5.0, "replays": 1}, True, False),
+        ({"accepted_at": 6.0}, True, False),
+    ],
+    ids=["the run that died", "not come back", "a later run", "sent anew under its old id"],
+)
+def test_a_job_that_comes_back_after_its_death_is_not_done_after_all(headers, redelivered, over):
+    """Its worker was killed in the moment in which an acknowledgement is on its way."""
+    died(headers={"accepted_at": 5.0}, **body("upkeep.canary", queue="bitrix"))
+    delivery = {"routing_key": "upkeep", "redelivered": redelivered}
+    job = upkeep.canary
+    job.push_request(id="j1", headers=headers, called_directly=False, delivery_info=delivery)
+    try:
+        with pytest.raises(Ignore) if over else nullcontext():
+            assert job.run(queue="bitrix") == {"outcome": "heard"}
+    finally:
+        job.pop_request()
 
 
 # -- files

@@ -6,6 +6,7 @@ import pytest
 from kombu.message import Message
 
 from config.settings import settings
+from reliability.redaction import redaction
 from tasks import failures
 
 
@@ -72,6 +73,19 @@ def test_what_celery_would_make_an_endless_job_of_is_known_before(headers, flaw)
 
     assert failures.flaw_of(message).startswith(flaw)
     assert bool(failures.flaw_of(message)) == bool(flaw)
+
+
+@pytest.mark.parametrize("before", [0, 150, 170])
+def test_no_half_of_a_secret_is_left_where_a_failure_is_cut(nowhere, before):
+    nowhere.setenv("ADMIN_TOKEN", "s3cret-token-of-the-admin")
+    settings.cache_clear()
+    redaction.cache_clear()
+    facts = {"task": "nobody.knows", "args": (), "kwargs": {}, "queue": "bitrix", "headers": {}}
+    error = ValueError("x" * before + " s3cret-token-of-the-admin")
+    dead = failures.letter("job-1", error=error, **facts)
+    redaction.cache_clear()
+
+    assert "s3cret" not in str(dead.history)
 
 
 def test_a_letter_says_in_which_release_its_job_died():
