@@ -294,6 +294,7 @@ class Run(BaseModel):
     ids: list[str]
     state: Literal["running", "done", "stopped", "cancelled"]
     why: str
+    waits: Annotated[str, Field(description="What keeps it from going on: a gate, or a person.")]
     over_at: str | None
     sent: int
     ended: int

@@ -20,6 +20,7 @@ from fastapi.routing import iter_route_contexts
 from fixtures.api import TOKEN, Client, forget
 from fixtures.refusing import refusing_broker
 
+from admin.routes import shapes
 from config.settings import settings
 from reliability import keys, queues
 from reliability.dead_letters import Body, Letter, Metadata, dead_letters
@@ -793,6 +794,7 @@ def test_a_ramp_goes_on_by_itself_and_can_be_watched_and_stopped(admin, redis_cl
     resumed = admin.post(f"{place}/resume")
 
     assert (begun.status_code, begun.json()["by"]) == (202, "anna")
+    assert begun.json().keys() == shapes.Run.model_fields.keys()
     assert driver["task"] == "replay.ramp"
     assert [run["id"] for run in admin.get("/api/replays").json()] == [begun.json()["id"]]
     assert cancelled.json()["state"] == "cancelled"
