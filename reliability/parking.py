@@ -167,6 +167,11 @@ class Parking:
             yield from (job for job in page if job is not None)
             start = stop
 
+    def waiting_for(self, service: str, reasons: Iterable[str]) -> Iterator[Parked]:
+        """Yield the jobs that wait for *service* for one of *reasons*, in no order; no *due*."""
+        kinds = (f"{label(service)} {reason}" for reason in reasons)
+        return self._stored(chain.from_iterable(map(self._of_kind, kinds)))
+
     def page(
         self,
         *,

@@ -250,9 +250,7 @@ def welcome_back(user_id: str) -> int:
     """Let the crawls of a user whose access was refused come back now; return how many."""
     waiting = [
         waits.message_id
-        for waits in parking().jobs()
-        if waits.reason in REFUSED
-        and waits.task == crawl.name
-        and waits.kwargs.get("user_id") == user_id
+        for waits in parking().waiting_for("x", REFUSED)
+        if waits.task == crawl.name and waits.kwargs.get("user_id") == user_id
     ]
     return sum(parking().release(message_id) for message_id in waiting)

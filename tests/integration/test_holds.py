@@ -452,6 +452,15 @@ def waiting_for(service: str, reason: str, code: str = "") -> dict[str, str]:
     return {"reason": reason, "service": service, "code": code}
 
 
+def test_jobs_are_found_by_what_they_wait_for(broker, over):
+    for reason in ("Unauthorized", "CredentialHeld", "RateLimited"):
+        park(broker, reason, over, parking=waiting_for("x", reason))
+    park(broker, "elsewhere", over, parking=waiting_for("kie", "Unauthorized"))
+    found = parking().waiting_for("x", ["Unauthorized", "CredentialHeld"])
+
+    assert {job.message_id for job in found} == {"Unauthorized", "CredentialHeld"}
+
+
 def test_a_gate_that_opens_lets_its_jobs_come_back_in_their_order_and_no_others(broker, over):
     for place, reason in enumerate(sorted(GATE_REASONS)):
         due = LATER - place  # the other way round than they were parked
@@ -510,6 +519,7 @@ def looks(hold: Hold) -> list[Callable[[], Any]]:
         parking().kinds,
         lambda: parking().release_held(hold.id, start=LATER, spacings={}, otherwise=1.0),
         lambda: parking().release_service("bitrix", start=LATER, spacing=1.0),
+        lambda: list(parking().waiting_for("x", ["Unauthorized", "CredentialHeld"])),
     ]
 
 
