@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTHING: Mapping[str, str] = {}
-PATIENCE = 30.0  # seconds for a process to come up, or to go down when asked
+PATIENCE = 60.0  # seconds for a process to come up, or to go down when asked, on a busy machine
 
 
 class NotReadyError(RuntimeError):

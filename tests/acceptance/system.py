@@ -17,7 +17,7 @@ from threading import Lock
 from typing import Any
 
 import httpx
-from fixtures.waiting import eventually
+from fixtures.waiting import PATIENCE, eventually
 from redis import Redis
 
 from config.services import Service
@@ -28,7 +28,6 @@ from reliability.parking import Parked, Parking
 from sandbox.stack import ROOT, Process, Stack
 
 HERE = Path(__file__).parent
-PATIENCE = 30.0  # seconds; nothing here takes long, but the machine may be busy
 
 # Short waits; the scale leaves 5 s for a call to take effect (`config.services.Service.lease`),
 # so that a machine that stalls for a moment does not make a live worker look like a dead one.

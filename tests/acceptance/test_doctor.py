@@ -232,7 +232,8 @@ def test_a_queue_whose_canaries_are_not_taken_any_more_is_a_problem(system):
 
     said = findings(system, INTEGRATION_DESTINATIONS=DESTINATION)
 
-    assert "nobody has taken a job from the queue integration for 50" in said["canaries", "problem"]
+    told = r"nobody has taken a job from the queue integration for 5\d\d"
+    assert re.search(told, said["canaries", "problem"])
     assert all(queue in said["canaries", "ok"] for queue in SERVED)
 
 

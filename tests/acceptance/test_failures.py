@@ -209,6 +209,8 @@ def test_the_breaker_opens_on_an_outage_and_closes_after_it(office: System, orde
     won = {"STAGE_ID": "WON"}
     jobs = [office.send("update_deal", order_id=one, fields=won) for one in orders]
     opened = office.gate_is("open")
+    # It is half open until its trial calls are answered: long enough to be seen.
+    office.portal.arm({"kind": "slow", "seconds": 1.0, "about": order, "times": 2})
     office.gate_is("half_open")
     office.gate_is("closed")
 

@@ -23,7 +23,7 @@ def test_held_jobs_wait_until_they_are_let_go_and_others_run(office: System, ord
     assert [office.portal.rows("deal", f"{order}-{n}") for n in range(5)] == [[]] * 5
 
     holds.end(hold.id)  # as if the command had died here: the worker's upkeep does the rest
-    eventually(lambda: not holds.each(), within=30.0)
+    eventually(lambda: not holds.each())
 
     assert [office.result(job)["outcome"] for job in held] == ["created"] * 5
 

@@ -195,7 +195,7 @@ def test_a_bad_payload_is_refused_in_the_caller(system, payload, said):
 
 
 def test_the_sandbox_lets_nobody_in_without_the_token(lab):
-    answer = httpx.get(f"{lab._address}/r4/Patient", trust_env=False)
+    answer = httpx.get(f"{lab._address}/r4/Patient", trust_env=False, timeout=30)
 
     assert answer.status_code == 401
 

@@ -45,7 +45,8 @@ def day(firm: System) -> Iterator[None]:
 def scrape(system: System) -> Samples:
     """Each sample by its name and the values of its labels, these in the order of their names."""
     bearer = {"Authorization": f"Bearer {system.stack.admin_token}"}
-    page = httpx.get(f"{system.stack.url('api')}/metrics", headers=bearer, trust_env=False)
+    address = f"{system.stack.url('api')}/metrics"
+    page = httpx.get(address, headers=bearer, trust_env=False, timeout=PATIENCE)
     page.raise_for_status()
     return {
         (sample.name, *(sample.labels[name] for name in sorted(sample.labels))): sample.value

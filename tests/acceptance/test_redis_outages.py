@@ -12,7 +12,7 @@ from fixtures.waiting import eventually
 @pytest.mark.parametrize("down", [0.0, 3.0], ids=["restarted at once", "down for a while"])
 def test_redis_is_killed_while_jobs_run_and_wait(empty_office: System, order: str, down: float):
     office = empty_office
-    orders = [f"{order}-{n:02}" for n in range(24)]
+    orders = [f"{order}-{n:02}" for n in range(48)]
     worker = office.worker(BITRIX_COALESCE="false", WORKER_THREADS="12")
     pid = worker.running.pid
     slow = {"kind": "slow", "seconds": 0.7, "method": "crm.deal.add", "about": order, "times": 99}
@@ -46,7 +46,7 @@ def test_a_worker_that_connects_to_a_redis_that_refuses_it_waits(empty_office, o
     office.redis.config_set(name, value)
     try:
         office.redis.client_kill_filter(_type="normal", skipme=True)
-        eventually(lambda: worker.says("Frequent restarts detected", begun), within=30)
+        eventually(lambda: worker.says("Frequent restarts detected", begun))
     finally:
         office.redis.config_set(name, before)
 

@@ -76,11 +76,15 @@ def test_a_ramp_outlives_its_worker(empty_office: System):
     group, orders = dead_group(office, 60)
     office.portal.disarm()
     office.portal.begin()
-    office.portal.arm({"kind": "slow", "method": "crm.deal.add", "seconds": 0.3, "times": 20})
-    office.operate("dlq", "replay", "--group", group, "--ramp", "--yes")
-    eventually(lambda: run_of(office).sent > 11, within=PATIENCE)
+    # A create takes longer than it takes to see that the last step is sent, and to kill.
+    slow = {"kind": "slow", "seconds": 2.5, "about": orders[0][:-1], "times": 100_000}
+    office.portal.arm(slow)
+    command = [*office.stack.celery(), "dlq", "replay", "--group", group, "--ramp", "--yes"]
+    office.stack.process("replay", command).start()  # its end is not waited for
+    eventually(lambda: sum(run.sent for run in Replays(office.redis).each()) > 11)
     worker.kill()
     assert run_of(office).is_running
+    office.portal.disarm()
     office.worker("successor")
     run = eventually(lambda: not (at := run_of(office)).is_running and at, within=PATIENCE)
 

@@ -11,6 +11,7 @@ from fixtures.waiting import eventually
 
 from sandbox.stack import Stack
 
+LONG = 2 * PATIENCE  # all of them start at once
 UNSET = ""  # what a variable is when somebody has left it empty
 WRONG = {
     "no Redis": (
@@ -84,7 +85,7 @@ def system(site: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sy
 @pytest.mark.parametrize("name", WRONG)
 def test_a_wrong_setting_ends_the_worker_with_one_sentence(system: System, name: str):
     worker = next(process for process in system.stack.processes if process.name == name)
-    code = worker.running.wait(PATIENCE)
+    code = worker.running.wait(LONG)
     said = worker.log.read_text()
     spoken = [line for line in said.splitlines() if line.startswith(("perennial: ", "Error: "))]
     (told,) = (line for line in spoken if "is left alone" not in line)
@@ -97,7 +98,7 @@ def test_a_wrong_setting_ends_the_worker_with_one_sentence(system: System, name:
 
 def test_wrong_workers_leave_the_jobs_alone(system: System):
     for process in system.stack.processes:
-        process.running.wait(PATIENCE)
+        process.running.wait(LONG)
 
     assert system.leftovers() == {"bitrix": 1}
 

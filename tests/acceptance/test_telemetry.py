@@ -60,7 +60,8 @@ def asked_of_the_api(office: System, **headers: str) -> str:
     form = {"event": "ONCRMDEALADD", "data[FIELDS][ID]": "1", "ts": "1"}
     form["auth[application_token]"] = office.stack.env["BITRIX_APPLICATION_TOKEN"]
     door = f"{office.stack.url('api')}/webhooks/bitrix"
-    return httpx.post(door, data=form, headers=headers, trust_env=False).json()["job"]
+    told = httpx.post(door, data=form, headers=headers, trust_env=False, timeout=PATIENCE)
+    return told.json()["job"]
 
 
 # -- logs
@@ -68,7 +69,8 @@ def asked_of_the_api(office: System, **headers: str) -> str:
 
 def lines(office: System, process: str = "worker") -> list[dict]:
     """What a process has logged, from its first line of JSON on; each line has to be one."""
-    said = (office.stack.folder / f"{process}.log").read_text().splitlines()
+    text = (office.stack.folder / f"{process}.log").read_text()
+    said = text[: text.rfind("\n") + 1].splitlines()  # the last one may be on its way
     first = next(n for n, line in enumerate(said) if line.startswith("{"))
     return [json.loads(line) for line in said[first:]]
 

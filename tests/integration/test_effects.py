@@ -910,7 +910,10 @@ def test_forked_child_uses_no_connection_of_its_parent():
 
 
 @only_on_postgresql
-def test_result_survives_a_restart_of_the_server(postgresql):
+def test_result_survives_a_restart_of_the_server(postgresql, monkeypatch):
+    # A restart takes a second, and on a busy machine longer than we are patient in life.
+    monkeypatch.setattr(effects, "_PAUSES", (*effects._PAUSES, *[0.5] * 100))
+
     def do():
         postgresql.stop("immediate")
         threading.Timer(0.7, postgresql.start).start()

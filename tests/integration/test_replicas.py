@@ -64,4 +64,4 @@ def test_a_master_without_replicas_takes_jobs_without_waiting_each_time(connecti
         publish(connection)
     with own_redis.client() as client:
         assert client.llen(f"{PREFIX}q") == 6
-    assert time.monotonic() - begun < 1.0  # the wait for a replica
+    assert time.monotonic() - begun < 4.0  # a second for each, would they wait for a replica
