@@ -25,7 +25,8 @@ POINTS = {
 }
 STATES = {"recorded": "done", "finished": "done", "taken": ""}  # at the kill; else `intended`
 ADOPTED = {"answered", "underway"}  # the portal had to be asked, and knew
-SLOW = 3.0  # seconds: less than the lease, within which a call takes effect
+SLOW = 6.0  # seconds: there is a job to be brought to the last point and a worker to be killed
+ROOMY = {"RETRY_TIME_SCALE": "0.1"}  # a lease of 10 s: within it a call takes effect
 FAULTS = {
     "underway": {"kind": "slow", "seconds": SLOW},
     "answered": {"kind": "lost_answer", "drop": "hang"},
@@ -48,7 +49,7 @@ def crash(
 ) -> Iterator[Crash]:
     """Stop a worker with one job at every point, and kill it."""
     folder = tmp_path_factory.mktemp("crash")
-    with opened(folder, site) as system:
+    with opened(folder, site, **ROOMY) as system:
         system.portal.begin()
         on_duty = {"other": ()} if "duty" in request.param else {}
         victim, *others = system.workers(

@@ -406,7 +406,7 @@ def test_a_lost_grant_holds_every_crawl_of_its_user_and_nobody_elses(shelves: Li
 # -- b: cancellation
 
 
-def slow(user: str, position: int, seconds: float = 0.6) -> dict[str, Any]:
+def slow(user: str, position: int, seconds: float = 2.0) -> dict[str, Any]:
     """A page that leaves time to do something meanwhile."""
     return fault("slow", user, position, seconds=seconds)
 
