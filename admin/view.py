@@ -46,6 +46,8 @@ EXPLANATIONS = {
     "Paused": "A person held it back for too long. Resume the gate or lift the hold, then replay.",
     "CredentialHeld": "The credential was refused for too long. Set a new one, then replay.",
     "Pending": "What it waited for did not come. Look at its last wait, then replay.",
+    "Cancelled": "Somebody has revoked it; what it had begun is made good. Replay it if it is to "
+    "be done after all, else discard it.",
     "PoisonPill": "The job ends its worker, even alone. Learn how from that worker's log (memory? "
     "a crash in a library?), mend it, then replay.",
     "Fatal": "Memory or disk ran out on every worker that tried. Give them more, then replay.",

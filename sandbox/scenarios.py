@@ -586,6 +586,15 @@ SYSTEM_WIDE: tuple[Scenario, ...] = (
         ),
     ),
     Scenario(
+        "the model is paused, and somebody revokes what waits for it",
+        refunded("cancelled", result="cancelled", creates=0, letters=("Cancelled",)),
+        trouble=Trouble(
+            account={"paused": [MODEL]},
+            parked="NotConfigured",
+            commands=(("control", "revoke", JOB), ("parked", "release", JOB), RESUME),
+        ),
+    ),
+    Scenario(
         "KIE does not know the model, until somebody says that it does",
         sent(),
         kie=kie("error", code="500", description=UNKNOWN_MODEL),

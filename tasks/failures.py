@@ -18,7 +18,7 @@ from celery import signals
 from celery.utils.time import maybe_iso8601
 from celery.worker.consumer import Consumer as CeleryConsumer
 
-from classifiers.errors import InvalidData, JobError, Permanent, PoisonPill
+from classifiers.errors import Cancelled, InvalidData, JobError, Permanent, PoisonPill
 from config.history import History
 from config.settings import settings
 from reliability import quarantine
@@ -46,6 +46,8 @@ from tasks.reports import REPORTED, report_letter
 from tasks.traces import about
 
 logger = logging.getLogger(__name__)
+
+REVOKED = "revoked"  # code of a letter: workers know its job as one that must not run
 
 # What Celery raises while it unpacks a message that is JSON, but not [args, kwargs, embed].
 MALFORMED = (ValueError, TypeError, KeyError, AttributeError)
@@ -146,15 +148,23 @@ def on_failure(
 
 
 @signals.task_revoked.connect
-def on_revoked(sender: Any = None, request: Any = None, expired: bool = False, **_: Any) -> None:
-    """The job expired before it ran. One revoked by a person was meant to end.
+def on_revoked(
+    sender: Any = None,
+    request: Any = None,
+    expired: bool = False,
+    terminated: bool = False,
+    **_: Any,
+) -> None:
+    """The job expired before it ran, or somebody has revoked it.
 
-    So was one that is sent again and again, and that nobody came to in time.
+    One that is sent again and again leaves nothing: the next one does the same.
     """
-    if not expired or getattr(sender, "recurring", False):
+    if getattr(sender, "recurring", False):
         return
     headers = dict(getattr(request, "headers", None) or {})
-    error = Permanent("the job expired before a worker came to it", code="expired")
+    error: Permanent = Cancelled(f"it was revoked{' while it ran' * terminated}", code=REVOKED)
+    if expired:
+        error = Permanent("the job expired before a worker came to it", code="expired")
     bury(
         letter(
             request.id,

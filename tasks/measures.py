@@ -68,14 +68,12 @@ def checkpoint() -> None:
 
 @signals.task_revoked.connect
 def revoked(sender: Any = None, expired: bool = False, **_: Any) -> None:
-    """Count a job that a person has ended, or that came too late to be of use to anybody.
+    """Count a recurring job that somebody has ended, or that came too late to be of use.
 
-    Any other one that has expired is a dead letter, and counted as such.
+    Any other one is a dead letter, and counted as such.
     """
-    if not expired:
-        ended(sender.name, CANCELLED)
-    elif getattr(sender, "recurring", False):
-        ended(sender.name, EXPIRED)
+    if getattr(sender, "recurring", False):
+        ended(sender.name, EXPIRED if expired else CANCELLED)
 
 
 @signals.worker_shutdown.connect

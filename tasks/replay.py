@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from celery.states import FAILURE, READY_STATES
+from celery.worker.control import control_command
+from celery.worker.state import revoked
 
 from classifiers.errors import NotFound, Pending
 from config.services import scaled, services
@@ -22,6 +24,7 @@ from tasks import app, operation
 from tasks.base import progress
 from tasks.compensation import operation_named, queue_of
 from tasks.dry_run import objection, shut
+from tasks.failures import REVOKED
 from tasks.payloads import HIDDEN, VERSION, Id
 
 Outcome = dict[str, Any]
@@ -50,6 +53,8 @@ def send_again(dead: Letter, *, by: str = "", run: str = "") -> bool:
     shown = task.payload.shown(dead.message_body.kwargs) if task else HIDDEN
     headers = {name: value for name, value in dead.headers.items() if name in OURS}
     headers |= {VERSION: dead.payload_version} | ({HEADER: run} if run else {})
+    if dead.code == REVOKED:
+        app.control.broadcast("unrevoke", arguments={"job": dead.message_id})
     if settings().keep_results:
         app.backend.forget(dead.message_id)  # whoever asks now waits for the new one
     app.send_task(
@@ -65,6 +70,13 @@ def send_again(dead: Letter, *, by: str = "", run: str = "") -> bool:
         headers={**headers, "replays": dead.replays + 1, "sent_again_at": time.time()},
     )
     return dead_letters().mark_replayed(dead, by=by) or has_died_again(dead)
+
+
+@control_command(args=[("job", str)])
+def unrevoke(_: Any, job: str) -> dict[str, str]:
+    """Have this worker run a job that was revoked: a person has sent it again since."""
+    revoked.discard(job)
+    return {"ok": job}
 
 
 def has_died_again(dead: Letter) -> bool:

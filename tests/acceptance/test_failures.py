@@ -10,6 +10,7 @@ from itertools import pairwise
 
 import pytest
 from acceptance.system import PATIENCE, System
+from celery import Celery
 from fixtures.waiting import eventually
 
 
@@ -247,6 +248,25 @@ def test_a_dead_letter_is_replayed_after_the_cause_is_gone(office: System, order
     assert "sent 1 of 1 again" in said
     assert outcome == {"outcome": "created", "deal_id": office.portal.row("deal", order)["ID"]}
     assert (letter.state, bool(letter.settled_at)) == ("replayed", True)
+
+
+def test_a_revoked_job_is_a_dead_letter_and_its_replay_runs_all_the_same(
+    office: System, order: str
+):
+    person = Celery(broker=office.stack.redis.url).control
+    call = ("create_deal", {"order_id": order, "title": "After all"})
+    (job,) = office.send_all([call], countdown=3600)
+    office.parked(job)
+    eventually(lambda: person.revoke(job, reply=True, limit=1), within=PATIENCE)
+    office.parking.release(job)
+    letter = office.letter(job)
+
+    assert (letter.error_type, letter.code) == ("Cancelled", "revoked")
+    assert office.portal.rows("deal", order) == []
+
+    office.operate("dlq", "replay", job)  # no worker is told of it but by us
+
+    assert office.result(job)["outcome"] == "created"
 
 
 def test_a_replay_of_a_job_that_took_effect_does_not_repeat_it(office: System, order: str):

@@ -157,12 +157,16 @@ SPOOLED = (
     job("letter refused: Redis is full, worker killed", *LATE),
 )
 READ_ONLY, DOWN, FULL = SPOOLED
-WAYS = (*DEATHS, *SPOOLED)
+ENDED = (
+    in_threads("revoked", "error", "Cancelled", "it was revoked", "revoked",
+               options={"countdown": 3600.0}),
+    in_processes("revoked while it ran", "fails later", "Cancelled", "while it ran", "revoked"),
+)  # fmt: skip
+REVOKED, TERMINATED = ENDED
+WAYS = (*DEATHS, *ENDED, *SPOOLED)
 
-# No deaths: the first comes back by itself, and the others a person has ended.
+# No death: it comes back by itself.
 UNPUBLISHED = job("retry() that Redis did not take", "retries later", "", "")
-REVOKED = in_threads("revoked", "error", "", "", options={"countdown": 3600.0})
-TERMINATED = in_processes("revoked while it ran", "fails later", "", "")
 
 
 @dataclass
@@ -175,6 +179,7 @@ class Story:
     letters: dict[Way, list[Letter]] = field(default_factory=dict)
     exported: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     told: dict[Way, int] = field(default_factory=dict)
+    results: dict[Way, str] = field(default_factory=dict)
     replayed: dict[Way, str] = field(default_factory=dict)
     spooled: dict[Way, bool] = field(default_factory=dict)
     began: float = field(default_factory=time.time)
@@ -237,6 +242,7 @@ class Story:
             names = {letter.message_id for letter in letters}
             self.told[way] = sum(self.says(f"[{name}] dead-lettered") for name in names)
             self.spooled[way] = self.is_spooled(way)
+            self.results[way] = self.ended(way)
 
     def send_again(self) -> None:
         """Replay what can be replayed, and wait for its end."""
@@ -331,7 +337,7 @@ def deaths(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     folder = tmp_path_factory.mktemp("ways")
     with opened(folder) as story:
         system = story.system
-        story.send((*DEATHS, REVOKED, TERMINATED))
+        story.send((*DEATHS, *ENDED))
         old = system.workers(
             {
                 "threads": ("-Q", "bitrix"),
@@ -349,8 +355,8 @@ def deaths(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
             lambda: old[0].says(f"flagged as revoked: {story.jobs[REVOKED]}"), within=PATIENCE
         )
         system.parking.release(story.jobs[REVOKED])
-        watched(old, lambda: all(map(story.about, DEATHS)))
-        watched(old, lambda: all(map(story.ended, (REVOKED, TERMINATED))))
+        watched(old, lambda: all(map(story.about, (*DEATHS, *ENDED))))
+        watched(old, lambda: all(map(story.ended, ENDED)))
         story.take_stock()
         repair(story, folder)
         for worker in old:
@@ -485,10 +491,9 @@ def test_it_comes_back(way: Way, story: Story):
     assert story.replayed.get(way) == "done\n"
 
 
-@pytest.mark.parametrize("way", [REVOKED, TERMINATED], ids=str)
-def test_what_a_person_has_ended_leaves_no_letter(way: Way, story: Story):
-    assert story.ended(way) == "REVOKED"
-    assert story.letters[way] == []
+@pytest.mark.parametrize("way", ENDED, ids=str)
+def test_who_waits_for_what_was_revoked_hears_so(way: Way, story: Story):
+    assert story.results[way] == "REVOKED"
 
 
 @pytest.mark.parametrize("way", [UNPUBLISHED], ids=str)
