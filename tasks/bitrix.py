@@ -37,9 +37,8 @@ ENTITIES: Mapping[str, Entity] = {"ONCRMDEAL": "deal", "ONCRMCONTACT": "contact"
 MULTIFIELDS = ("EMAIL", "PHONE")
 LOCAL_NUMBER = 10  # digits: +7 999 …, 8 999 … and 999 … are one phone
 
-Event = Annotated[
-    str, StringConstraints(to_upper=True, pattern=r"(?i)^ONCRM(DEAL|CONTACT)(ADD|UPDATE|DELETE)$")
-]
+EVENTS = r"(?i)^ONCRM(DEAL|CONTACT)(ADD|UPDATE|DELETE)$"
+Event = Annotated[str, StringConstraints(to_upper=True, pattern=EVENTS)]
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=255)]
 Currency = Annotated[str, StringConstraints(pattern=r"^[A-Z]{3}$")]
 Email = Annotated[

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import json
+import re
 from base64 import b64encode
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +17,7 @@ from admin.routes.shapes import Problem, Queued
 from classifiers.errors import InvalidData
 from config.settings import settings
 from storage import videos
-from tasks.bitrix import handle_webhook
+from tasks.bitrix import EVENTS, handle_webhook
 from tasks.telegram import AGAIN, SEND
 from tasks.video import handle_callback, handle_press
 
@@ -47,6 +48,9 @@ def header(name: str, meaning: str) -> dict[str, Any]:
     return {"name": name, "in": "header", "description": meaning, "schema": {"type": "string"}}
 
 
+# ONAPPINSTALL, ONCRMLEADADD, CATALOG.PRODUCT.ON.ADD: the portal has hundreds.
+EVENT_NAME = re.compile(r"[A-Z][A-Z0-9_.]*", re.IGNORECASE | re.ASCII)
+
 BITRIX = body(
     "application/x-www-form-urlencoded",
     {
@@ -69,17 +73,20 @@ TELEGRAM = body("application/json") | {
 
 @router.post("/bitrix", **TAKEN, openapi_extra=BITRIX)
 async def bitrix_webhook(request: Request) -> dict[str, str]:
-    """Take an event of the portal, queue it, and answer at once.
+    """Take an event of the portal, queue it, and answer at once; other kinds are not ours.
 
     UPSTREAMS 1.5: a form in PHP's brackets; the portal does not send it again, and calls slow
     handlers less often.
     """
     form = await request.form()
     check_token(str(form.get("auth[application_token]", "")))
+    event = form.get("event")
+    if is_of_another_kind(event):
+        return {"outcome": "ignored"}
     return await run_in_threadpool(
         queued,
         handle_webhook,
-        event=form.get("event"),
+        event=event,
         entity_id=form.get("data[FIELDS][ID]"),
         ts=form.get("ts"),
     )
@@ -92,6 +99,12 @@ def check_token(given: str) -> None:
         raise HTTPException(503, "not configured: set BITRIX_APPLICATION_TOKEN")
     if not hmac.compare_digest(given.encode(), token.get_secret_value().encode()):
         raise HTTPException(403, "the application token is wrong")
+
+
+def is_of_another_kind(event: Any) -> bool:
+    """Whether it is the name of an event, and not of one that there is a job for."""
+    named = isinstance(event, str) and EVENT_NAME.fullmatch(event) is not None
+    return named and re.fullmatch(EVENTS, event) is None
 
 
 @router.post("/kie/{job}", **TAKEN, openapi_extra=KIE)

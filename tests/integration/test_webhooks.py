@@ -94,12 +94,42 @@ def test_without_a_token_of_ours_the_door_stays_closed(configured, redis_client)
 
 
 @pytest.mark.parametrize(
+    "event",
+    [
+        "ONAPPINSTALL",
+        "ONCRMLEADADD",
+        "ONCRMDEALUSERFIELDADD",
+        "OnTaskAdd",
+        "CATALOG.PRODUCT.ON.ADD",
+    ],
+)
+def test_an_event_of_another_kind_is_taken_and_forgotten(configured, redis_client, event):
+    answer = post(**{"event": event, "ts": "1736405807", "auth[application_token]": TOKEN})
+
+    assert (answer.status_code, answer.json()) == (202, {"outcome": "ignored"})
+    assert redis_client.llen("bitrix") == 0
+
+
+def test_an_event_of_another_kind_with_a_wrong_token_is_turned_away(configured):
+    answer = post(**{"event": "ONAPPINSTALL", "auth[application_token]": "wrong"})
+
+    assert answer.status_code == 403
+
+
+@pytest.mark.parametrize(
     "change",
-    [{"event": "ONAPPINSTALL"}, {"data[FIELDS][ID]": ""}, {"ts": "soon"}],
-    ids=["another event", "no row", "no time"],
+    [
+        {"event": ""},
+        {"event": "ONCRM DEAL\n"},
+        {"event": None},
+        {"data[FIELDS][ID]": ""},
+        {"ts": "soon"},
+    ],
+    ids=["no event", "no name", "nothing", "no row", "no time"],
 )
 def test_what_is_no_event_of_a_row_is_refused(configured, redis_client, change):
-    answer = post(**{**EVENT, **change}, **{"auth[application_token]": TOKEN})
+    sent = {name: value for name, value in {**EVENT, **change}.items() if value is not None}
+    answer = post(**sent, **{"auth[application_token]": TOKEN})
 
     assert answer.status_code == 422
     assert redis_client.llen("bitrix") == 0
