@@ -1,15 +1,18 @@
 """What is set up wrongly, does not answer or is left behind, and what to do about it.
 
-Nothing is changed, and no upstream is called: that is for `admin.upstreams`. Where one thing does
+Nothing is changed, but for a key that says for a minute that Redis could be written, and no
+upstream is called: that is for `admin.upstreams`. Where one thing does
 not answer, what needs it is skipped, so that one cause is told once.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, cast
 
 from kombu.exceptions import OperationalError
@@ -17,7 +20,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from admin import view
-from admin.readiness import broker_failure, stale
+from admin.readiness import broker_failure, refused_write, stale
 from config.settings import settings
 from reliability import liveness, quarantine
 from reliability.connection import RedisError, redis, redis_bytes
@@ -38,6 +41,14 @@ PATIENCE = 1.0  # s for workers and a broker to answer; they do within milliseco
 OVERDUE = 60.0  # s; a worker looks once a second
 OLD = 21_600.0  # s that a job may be parked without anybody looking: the alert says the same
 MANY = 100  # open letters; the alert says the same
+# What Redis says where it takes no writes, and what to do.
+REFUSED_WRITES = {
+    "maxmemory": "it is full: raise maxmemory; delay() raises meanwhile, and letters are spooled",
+    "read only replica": "REDIS_URL has to name the master, or the Sentinels: sentinel://…",
+    "NOREPLICAS": "fewer replicas follow it than min-replicas-to-write asks for: start them",
+    "MISCONF": "it cannot write its file: look at its disk and its log",
+}
+ELSEWHERE = "look at its log, and whether our user may write (ACL)"
 BY_A_PERSON = frozenset({"Scheduled", "Paused", "CredentialHeld"})
 
 
@@ -61,12 +72,16 @@ Check = Callable[[], Iterator[Finding]]
 def examine(*more: Check) -> Iterator[Finding]:
     """Yield what each check finds, in the order in which to mend it; then *more*, behind Redis."""
     yield from configuration()
+    yield from folders()
     reached = redis_answers()
     yield reached
+    written = writes() if reached.state == OK else reached
+    if written is not reached:
+        yield written
     for look in (persistence, memory, clock):
         yield from asked(look, reached)
-    broker = broker_answers() if settings().broker_url != settings().redis_url else reached
-    if broker is not reached:
+    broker = broker_answers() if settings().broker_url != settings().redis_url else written
+    if broker is not written:
         yield broker
     yield from the_database()
     yield from asked(consumers, broker)
@@ -82,7 +97,7 @@ def asked(look: Check, needed: Finding) -> Iterator[Finding]:
         return
     try:
         yield from look()
-    except (RedisError, OperationalError) as error:
+    except (RedisError, OperationalError, OSError) as error:
         yield Finding(name, PROBLEM, f"could not be looked at: {type(error).__name__}")
 
 
@@ -170,11 +185,38 @@ def _doors() -> Iterator[Finding]:
             yield Finding("configuration", WARNING, what, advice)
 
 
+def folders() -> Iterator[Finding]:
+    """Whether there is a place on this disk for letters and videos; what is missing is made."""
+    config = settings()
+    places = [("SPOOL_DIR", config.spool_dir, "a letter that Redis refuses is in the log alone")]
+    if config.kie_api_key or config.telegram_bot_token:
+        places.append(("MEDIA_DIR", config.media_dir, "no video can be fetched or sent"))
+    for setting, place, what in places:
+        if _writable(Path(place)):
+            yield Finding("folders", OK, f"{setting} can be written")
+        else:
+            yield Finding(
+                "folders",
+                PROBLEM,
+                f"{setting} ({place}) cannot be written: {what}",
+                f"make it a folder of the user that workers run as, or mend {setting}; each host "
+                "has its own, so look on that of the workers, too",
+            )
+
+
+def _writable(folder: Path) -> bool:
+    """Whether we may write there; of a folder that is yet to be made, where it would be."""
+    place = folder.absolute()
+    while not os.path.lexists(place):
+        place = place.parent
+    return place.is_dir() and os.access(place, os.W_OK | os.X_OK)
+
+
 # -- Redis
 
 
 def redis_answers() -> Finding:
-    """Whether Redis answers, takes writes and is not too old."""
+    """Whether Redis answers and is not too old."""
     try:
         server = _server()
     except RedisError as error:
@@ -187,14 +229,17 @@ def redis_answers() -> Finding:
     version = str(server.get("redis_version", "0"))
     if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_REDIS:
         return Finding("redis", PROBLEM, f"is version {version}", "take 6.2 or newer, or Valkey")
-    if server.get("role") == "slave":
-        return Finding(
-            "redis",
-            PROBLEM,
-            "is a replica and takes no writes",
-            "REDIS_URL has to name the master, or the Sentinels: sentinel://…",
-        )
     return Finding("redis", OK, f"answers, version {version}")
+
+
+def writes() -> Finding:
+    """Whether Redis takes writes: one that is full, or a replica, answers all the same."""
+    refusal = refused_write()
+    if refusal is None:
+        return Finding("writes", OK, "are taken")
+    said = str(refusal)
+    advice = next((advice for words, advice in REFUSED_WRITES.items() if words in said), ELSEWHERE)
+    return Finding("writes", PROBLEM, f"Redis refuses them: {said}", advice)
 
 
 def _server() -> Mapping[str, Any]:

@@ -75,6 +75,16 @@ def broker_failure(patience: float = PATIENCE) -> Exception | None:
     return None
 
 
+def refused_write() -> RedisError | None:
+    """Return why Redis takes no writes; None if it does. It leaves a key for a minute."""
+    try:
+        redis().set(settings().redis_stream_prefix + WRITTEN, "", ex=KEPT)
+    except RedisError as error:
+        failure: RedisError = error
+        return failure
+    return None
+
+
 def stale(age: float | None) -> bool:
     """Whether a canary of that age, in s, or None, says that nobody serves its queue."""
     return age is None or age > max(STALE, scaled(STALE))
@@ -86,10 +96,8 @@ def _redis() -> Check:
     except RedisError as error:
         log.warning("[API] not ready: Redis does not answer: %s", error)
         return Check("redis", ok=False, detail="does not answer (REDIS_URL)")
-    try:
-        redis().set(settings().redis_stream_prefix + WRITTEN, "", ex=KEPT)
-    except RedisError as error:
-        log.warning("[API] not ready: Redis takes no writes: %s", error)
+    if refusal := refused_write():
+        log.warning("[API] not ready: Redis takes no writes: %s", refusal)
         return Check("redis", ok=False, detail="takes no writes (is it full? a replica?)")
     return Check("redis", ok=True, detail="answers")
 

@@ -113,7 +113,7 @@ class Spool:
 
 
 def _lines(path: Path) -> int:
-    with suppress(FileNotFoundError), path.open("rb") as file:
+    with suppress(FileNotFoundError, NotADirectoryError), path.open("rb") as file:
         return sum(part.count(b"\n") for part in iter(lambda: file.read(READ_AT_ONCE), b""))
     return 0
 
