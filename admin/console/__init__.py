@@ -41,6 +41,13 @@ def mount(app: FastAPI) -> None:
     """Add the console to an application."""
     # Around it, not in it: what tells of a bug of ours is further out than any middleware.
     app.mount(PATH, SafeHeaders(create_console()), name="console")
+    app.add_api_route("/", lead_here, methods=["GET", "HEAD"], include_in_schema=False)
+
+
+def lead_here(request: Request) -> Response:
+    """Lead who has typed no more than the host to the console, as at night."""
+    onward = f"{request.scope['root_path']}{PATH}/"
+    return RedirectResponse(onward, 303, {"Cache-Control": "no-store"})
 
 
 def create_console() -> FastAPI:

@@ -33,6 +33,8 @@ LATE = 1e10  # a due time that nobody sees
 
 # What is reached without the token: each has its own reason, and its own check where it needs one.
 OPEN = {
+    ("GET", "/"),
+    ("HEAD", "/"),
     ("GET", "/health"),
     ("HEAD", "/health"),
     ("GET", "/ready"),
@@ -164,6 +166,15 @@ def test_no_route_is_open_without_a_token_of_ours(api_settings, stranger):
     assert {answer.text for answer in answers.values()} == {
         '{"detail": "not configured: set ADMIN_TOKEN"}'
     }
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_who_types_no_more_than_the_host_is_led_to_the_console(stranger, method):
+    answer = stranger.request(method, "/")
+
+    assert (answer.status_code, answer.headers["location"]) == (303, "/console/")
+    assert answer.headers["cache-control"] == "no-store"
+    assert answer.content == b""
 
 
 def test_the_token_is_asked_for_before_the_body_is_looked_at(stranger):
