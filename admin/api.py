@@ -6,8 +6,10 @@ of its own. All else is for `Authorization: Bearer $ADMIN_TOKEN`, and closed whi
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from threading import Event, Thread
 from typing import Any
 
 from fastapi import FastAPI
@@ -19,7 +21,8 @@ from admin.routes import dead_letters, failures, gates, health, parked, replays,
 from admin.routes.access import guarded_router
 from admin.traced import Traced, observe
 from config.settings import settings
-from storage.upgrade import upgrade
+from storage.database import engine
+from storage.upgrade import obstacles, sentence
 
 DESCRIPTION = """
 Jobs, letters and gates, for programs; people have the console under `/console/`. What goes wrong
@@ -32,11 +35,48 @@ is told as `{"detail": "a sentence"}`. While Redis, the broker or the database i
 LARGEST_BODY = 1_000_000
 
 
+# s that the door stays shut for the first try: a schema that is made anew takes less. A database
+# that is silent must not take longer, for Bitrix24 does not call twice.
+HEAD_START = 3.0
+# s between two tries: as often as /ready is usually asked; sooner only fills the log of an outage.
+PAUSE = 10.0
+
+log = logging.getLogger(__name__)
+
+
 @asynccontextmanager
 async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-    """Bring the schema up to date before the door opens."""
-    await run_in_threadpool(upgrade)
-    yield
+    """Bring the schema up to date before the door opens, or behind it where that takes longer.
+
+    A webhook that needs no database is taken meanwhile; what needs it answers 503.
+    """
+    engine()  # what can never be one ends the process
+    tried, ended = Event(), Event()
+    # Not one of the pool: those are waited for at the end, up to the patience of a connection.
+    Thread(target=bring_up_to_date, args=(tried, ended), name="schema", daemon=True).start()
+    await run_in_threadpool(tried.wait, HEAD_START)
+    try:
+        yield
+    finally:
+        ended.set()
+
+
+def bring_up_to_date(tried: Event, ended: Event) -> None:
+    """Try until the schema is up to date or *ended* is set; after the first time set *tried*."""
+    failed = False
+    for error in obstacles():
+        failed = True
+        log.error(
+            "[API] %s; webhooks are taken, but for those that need it; tried again in %g s",
+            sentence(error),
+            PAUSE,
+        )
+        tried.set()
+        if ended.wait(PAUSE):
+            return
+    if failed:
+        log.warning("[API] the database answers, and its schema is up to date")
+    tried.set()
 
 
 def create_app() -> FastAPI:

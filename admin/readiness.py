@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from kombu.exceptions import OperationalError
-from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from config.services import scaled
@@ -19,7 +18,7 @@ from config.settings import settings
 from reliability.connection import RedisError, redis
 from reliability.keys import OURS
 from reliability.liveness import canary_ages
-from storage import database
+from storage import database, upgrade
 from tasks import app
 from tasks.base import classified
 
@@ -105,10 +104,14 @@ def _redis() -> Check:
 def _database() -> Check:
     try:
         with database.read() as connection:
-            connection.execute(text("SELECT 1"))
+            behind = upgrade.behind(connection)
     except SQLAlchemyError as error:
         log.warning("[API] not ready: the database does not answer: %s", classified(error))
         return Check("database", ok=False, detail="does not answer (DATABASE_URL)")
+    if behind:
+        log.warning("[API] not ready: the database has not the schema of this release")
+        said = "has not the schema of this release yet (celery -A tasks db upgrade)"
+        return Check("database", ok=False, detail=said)
     return Check("database", ok=True, detail="answers")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import func, select
 
+from classifiers.database import classify
 from config.settings import settings
 from storage import database
 
@@ -51,14 +53,45 @@ def upgrade(url: str | None = None) -> None:
         _log.info("the schema went from %s to %s", present or "nothing", newest)
 
 
+def obstacles() -> Iterator[Exception]:
+    """Try to bring the schema of `DATABASE_URL` up to date until that is done.
+
+    Yields why each try has failed; who goes on asking has it tried again.
+    """
+    while True:
+        try:
+            upgrade()
+        except Exception as error:  # noqa: BLE001  who asks tells of it, and knows when to give up
+            yield error
+        else:
+            return
+
+
+def sentence(error: Exception) -> str:
+    """Say why the schema could not be brought up to date, and where to look."""
+    return f"the database cannot be used: {classify(error)} (see whether it runs, and DATABASE_URL)"
+
+
 def revisions(connection: Connection) -> tuple[str | None, str | None]:
     """Return the revision of the schema that is there, None for none, and the newest we know."""
-    return _revision(connection), _scripts().get_current_head()
+    return _revision(connection), _newest()
 
 
-def known() -> set[str | None]:
+def behind(connection: Connection) -> bool:
+    """Whether the schema that is there is older than this release; a newer one does no harm."""
+    present, newest = revisions(connection)
+    return present != newest and present in known()
+
+
+@lru_cache(maxsize=1)
+def known() -> frozenset[str | None]:
     """Return every revision that this release knows, and None for an empty database."""
-    return {None, *(script.revision for script in _scripts().walk_revisions())}
+    return frozenset({None, *(script.revision for script in _scripts().walk_revisions())})
+
+
+@lru_cache(maxsize=1)
+def _newest() -> str | None:
+    return _scripts().get_current_head()
 
 
 @contextmanager

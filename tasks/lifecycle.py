@@ -10,11 +10,11 @@ from typing import Any, NoReturn
 from celery import signals
 from sqlalchemy.exc import SQLAlchemyError
 
+from classifiers.database import classify
 from clients.process import close_all
 from config.settings import settings
 from storage.database import engine
-from storage.upgrade import upgrade
-from tasks.base import classified
+from storage.upgrade import obstacles, sentence
 
 logger = logging.getLogger(__name__)
 
@@ -51,21 +51,15 @@ def choose_queues(instance: Any = None, options: Any = None, **_: Any) -> None:
 def upgrade_schema(**_: Any) -> None:
     """Bring the database up to date; wait a little for one that is still starting."""
     deadline = time.monotonic() + PATIENCE
-    while True:
-        try:
-            upgrade()
-        except SQLAlchemyError as error:
-            reason = classified(error)
-            a_server = not settings().database_url.startswith("sqlite")
-            if not a_server or time.monotonic() > deadline:
-                _refuse(f"the database cannot be used: {reason} (check DATABASE_URL)")
-            logger.warning("waiting for the database: %s", reason)
-            time.sleep(PAUSE)
-        except Exception as error:  # Celery would swallow it, and the jobs would die one by one
-            logger.exception("the schema could not be brought up to date")
-            _refuse(f"the database cannot be used: {classified(error)} (check DATABASE_URL)")
-        else:
-            return
+    a_server = not settings().database_url.startswith("sqlite")
+    for error in obstacles():  # raised from here, Celery would swallow them, and the jobs would die
+        passes = isinstance(error, SQLAlchemyError)
+        if not passes:
+            logger.error("the schema could not be brought up to date", exc_info=error)
+        if not (passes and a_server) or time.monotonic() > deadline:
+            _refuse(sentence(error))
+        logger.warning("waiting for the database: %s", classify(error))
+        time.sleep(PAUSE)
 
 
 @signals.worker_shutdown.connect

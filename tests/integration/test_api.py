@@ -19,12 +19,14 @@ from anyio import to_thread
 from fastapi.routing import iter_route_contexts
 from fixtures.api import TOKEN, Client, forget
 from fixtures.refusing import refusing_broker
+from sqlalchemy import text
 
 from admin.routes import shapes
 from config.settings import settings
 from reliability import keys, queues
 from reliability.dead_letters import Body, Letter, Metadata, dead_letters
 from reliability.liveness import heard
+from storage import database
 
 ROOT = Path(__file__).parents[2]
 ADMIN = {"Authorization": b"Bearer " + TOKEN.encode()}
@@ -360,6 +362,25 @@ def test_without_its_database_it_is_not_ready(api_settings, stranger, tmp_path):
         "ok": False,
         "detail": "does not answer (DATABASE_URL)",
     }
+
+
+@pytest.mark.parametrize(
+    ("revision", "status"),
+    [("", 503), ("0001", 503), ("9999", 200)],
+    ids=["without tables", "of an older release", "of a newer release"],
+)
+def test_it_is_ready_when_its_database_has_what_this_release_needs(
+    api_settings, stranger, revision, status
+):
+    with database.transaction() as connection:
+        connection.execute(text("DELETE FROM alembic_version"))
+        if revision:
+            row = {"revision": revision}
+            connection.execute(text("INSERT INTO alembic_version VALUES (:revision)"), row)
+    answer = stranger.get("/ready", params={"canaries": False})
+
+    assert answer.status_code == status
+    assert ("db upgrade" in answer.json()["checks"][1]["detail"]) == (status == 503)
 
 
 # -- what goes wrong
