@@ -20,6 +20,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
+from redis.exceptions import ResponseError
 
 from admin.readiness import broker_failure
 from config.services import services
@@ -139,7 +140,7 @@ def durations(counted: Mapping[str, Counts]) -> Iterator[Metric]:
 
 def gauges() -> Iterator[Metric]:
     """Yield how things are. What cannot be looked at is left out, and does not hide the rest."""
-    for look in (waiting, parked, letters, gates, canaries, suspects, hosts):
+    for look in (memory, waiting, parked, letters, gates, canaries, suspects, hosts):
         try:
             yield from look()
         except RedisError:
@@ -159,6 +160,27 @@ def gauge(
     for values, number in (found or {}).items():
         family.add_metric(values, number)
     return family
+
+
+def memory() -> Iterator[Metric]:
+    """Yield how full Redis is, as far as it tells: a managed one may refuse, or leave things out.
+
+    Without `maxmemory`, the memory of its host is the limit.
+    """
+    try:
+        told: Mapping[str, Any] = redis().info("memory")
+    except ResponseError:
+        told = {}
+    used, limit = told.get("used_memory"), told.get("maxmemory")
+    if limit == 0:
+        limit = told.get("total_system_memory")
+    yield gauge("redis_memory_used_bytes", "Memory that Redis uses", found=known(used))
+    yield gauge("redis_memory_limit_bytes", "Memory that Redis may use", found=known(limit))
+
+
+def known(size: object) -> Mapping[Key, float]:
+    """Return a size as what was found, nothing if it is none."""
+    return {(): size} if isinstance(size, int) and size else {}
 
 
 def waiting() -> Iterator[Metric]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import signal
+import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -33,7 +36,7 @@ from classifiers.errors import (
 )
 from config.policies import Action
 from config.settings import settings
-from reliability import connection, keys, liveness
+from reliability import connection, keys, liveness, queues
 from reliability.counters import Tally, label, sums, tally
 from reliability.dead_letters import dead_letters
 from reliability.parking import Kind, Parking
@@ -46,6 +49,7 @@ from tasks.bookmarks import keep
 from tasks.video import make_good, settle
 
 PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
+RUNBOOK = PAGE.with_name("runbook.md")
 ROW = re.compile(r"^\| `(?P<name>[a-z_]+)` \|(?P<labels>.*?)\| (?P<meaning>.+) \|$", re.MULTILINE)
 
 
@@ -63,7 +67,8 @@ def our_redis(application, redis_server, redis_client, monkeypatch, tmp_path):
 
 def _forget() -> None:
     tally().forget()
-    for known in (settings, connection.redis, connection.redis_bytes, dead_letters):
+    reached = (connection.redis, connection.redis_bytes, queues._broker, dead_letters)
+    for known in (settings, *reached):
         known.cache_clear()
 
 
@@ -576,6 +581,98 @@ def test_without_redis_it_says_so_and_what_lies_here(monkeypatch, tmp_path, our_
         ("spool_letters", host, "waiting"): 1,
         ("spool_letters", host, "torn"): 0,
     }
+
+
+@pytest.fixture
+def redis_of_ours(our_redis, own_redis, monkeypatch):
+    """A server that may be limited, or forbidden something, and that our code finds."""
+    monkeypatch.setenv("REDIS_URL", own_redis.url)
+    _forget()
+    with own_redis.client() as client:
+        yield client
+
+
+def memory() -> dict[str, float]:
+    return {name: value for (name, *_), value in scrape().items() if name.startswith("redis_mem")}
+
+
+def test_how_full_redis_is_is_told_in_bytes(redis_of_ours):
+    redis_of_ours.config_set("maxmemory", "100mb")
+    redis_of_ours.set("ballast", b"x" * 10_000_000)
+    found = memory()
+
+    assert found["redis_memory_limit_bytes"] == 100 * 2**20
+    assert found["redis_memory_used_bytes"] > 10_000_000
+
+
+def test_a_redis_without_a_limit_has_that_of_its_host(redis_of_ours):
+    redis_of_ours.config_set("maxmemory", 0)
+    of_the_host = redis_of_ours.info("memory")["total_system_memory"]
+
+    assert memory()["redis_memory_limit_bytes"] == of_the_host > 0
+
+
+def test_a_redis_that_does_not_tell_how_full_it_is_hides_nothing_else(redis_of_ours, caplog):
+    redis_of_ours.execute_command("ACL", "SETUSER", "default", "-info")
+    found = scrape()
+
+    assert memory() == {}
+    assert found["redis_up",] == 1
+    assert found["job_queue_length", "kie"] == 0
+    assert "left out" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("told", "shown"),
+    [
+        ({}, {}),
+        ({"used_memory": 5}, {"redis_memory_used_bytes": 5}),
+        ({"used_memory": 5, "maxmemory": 0}, {"redis_memory_used_bytes": 5}),
+        (
+            {"used_memory": 5, "maxmemory": 0, "total_system_memory": 0},
+            {"redis_memory_used_bytes": 5},
+        ),
+        ({"used_memory": "5M", "maxmemory": "none"}, {}),
+    ],
+    ids=["nothing", "no limit", "without limit", "unknown host", "in words"],
+)
+def test_what_a_managed_redis_leaves_out_is_left_out(our_redis, monkeypatch, told, shown):
+    monkeypatch.setattr(Redis, "info", lambda *_: told)
+
+    assert memory() == shown
+
+
+@pytest.mark.services
+def test_what_the_runbook_says_of_a_full_redis_works_as_it_is_written(redis_of_ours, own_redis):
+    if shutil.which("redis-cli") is None:
+        missing = "redis-cli is not installed (Debian: redis-tools)"
+        (pytest.fail if os.environ.get("REQUIRE_SERVICES") == "1" else pytest.skip)(missing)
+    app.loader.import_default_modules()
+    told = {"args": (), "kwargs": {}, "error": InvalidData("why"), "queue": "x", "headers": {}}
+    failures.bury(failures.letter("job", task="bitrix.create_deal", **told))
+    redis_of_ours.lpush("kie", "one")
+    redis_of_ours.hset(keys.PARKED, "two", "message")
+    redis_of_ours.set(app.backend.get_key_for_task("a b"), "done")
+    section = RUNBOOK.read_text().partition("\n## RedisNearlyFull\n")[2].partition("\n## ")[0]
+    commands = re.findall(r"^    (redis-cli (?:.*\|\n)?.*)$", section, re.MULTILINE)
+
+    said = {
+        command: subprocess.run(
+            ["bash", "-c", command.replace("redis-cli", f"redis-cli -p {own_redis.port}")],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        for command in commands
+    }
+
+    sizes = [int(text) for command, text in said.items() if "MEMORY USAGE" in command]
+    (results,) = (int(text) for command, text in said.items() if "wc -l" in command)
+    assert len(sizes) == 3
+    assert results == 1
+    assert redis_of_ours.config_get("maxmemory")["maxmemory"] == str(1200 * 2**20)
+    assert not list(redis_of_ours.scan_iter("perennial:result:*"))
+    assert redis_of_ours.exists("kie", keys.PARKED, "perennial:dead:letters") == 3
 
 
 def test_a_scrape_asks_no_more_where_more_is_parked_and_dead(our_redis):
