@@ -24,8 +24,10 @@ from typing import Any
 
 from celery.backends.base import DisabledBackend
 from celery.backends.redis import RedisBackend, SentinelBackend
-from celery.states import READY_STATES, RETRY
+from celery.states import EXCEPTION_STATES, READY_STATES, RETRY
 from redis.exceptions import RedisError
+
+from reliability.redaction import redaction
 
 logger = logging.getLogger(__name__)
 
@@ -71,12 +73,17 @@ class Results(Unhindered, RedisBackend):
     def _get_result_meta(
         self, result: Any, state: str, traceback: Any, request: Any, *args: Any, **kwargs: Any
     ) -> dict[str, Any]:
-        """Add the trace id to what is stored: the word that logs, letters and Sentry have of it."""
+        """Add the trace id, the word that logs, letters and Sentry have of it; hide secrets.
+
+        An error that is not ours may say anything: an address, a header.
+        """
         meta: dict[str, Any] = super()._get_result_meta(
             result, state, traceback, request, *args, **kwargs
         )
         if request is not None:
             meta["trace_id"] = getattr(request, "root_id", None) or meta.get("task_id")
+        if state in EXCEPTION_STATES:
+            meta |= redaction().of({name: meta.get(name) for name in ("result", "traceback")})
         return meta
 
 

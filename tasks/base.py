@@ -80,6 +80,7 @@ class Operation(Task):
     """
 
     abstract = True
+    Request = "tasks.events:Request"
     run: Callable[..., Any]  # the body, set by `operation`
     typing = False  # `payload` checks more, and says it in words
     autoretry_for = retried()
