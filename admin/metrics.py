@@ -20,12 +20,11 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
-from redis.exceptions import ResponseError
 
 from admin.readiness import broker_failure
 from config.services import services
 from config.settings import settings
-from reliability import gate, liveness, quarantine, queues
+from reliability import connection, gate, liveness, quarantine, queues
 from reliability.connection import RedisError, redis, redis_bytes
 from reliability.counters import NONE, Key, label, sums
 from reliability.dead_letters import dead_letters
@@ -163,24 +162,15 @@ def gauge(
 
 
 def memory() -> Iterator[Metric]:
-    """Yield how full Redis is, as far as it tells: a managed one may refuse, or leave things out.
-
-    Without `maxmemory`, the memory of its host is the limit.
-    """
-    try:
-        told: Mapping[str, Any] = redis().info("memory")
-    except ResponseError:
-        told = {}
-    used, limit = told.get("used_memory"), told.get("maxmemory")
-    if limit == 0:
-        limit = told.get("total_system_memory")
+    """Yield how full Redis is, as far as it tells."""
+    used, limit = connection.memory()
     yield gauge("redis_memory_used_bytes", "Memory that Redis uses", found=known(used))
     yield gauge("redis_memory_limit_bytes", "Memory that Redis may use", found=known(limit))
 
 
-def known(size: object) -> Mapping[Key, float]:
-    """Return a size as what was found, nothing if it is none."""
-    return {(): size} if isinstance(size, int) and size else {}
+def known(size: int | None) -> Mapping[Key, float]:
+    """Return a size as what was found, nothing if it is not known."""
+    return {} if size is None else {(): size}
 
 
 def waiting() -> Iterator[Metric]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
+from typing import Any
 from urllib.parse import urlsplit
 
 from redis import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 from redis.sentinel import Sentinel
 
 from config.settings import settings
 
-__all__ = ["RedisError", "connect", "redis", "redis_bytes"]
+__all__ = ["RedisError", "connect", "memory", "redis", "redis_bytes"]
 
 # A dead server is noticed in seconds; none of our scripts runs for more than milliseconds.
 TIMEOUTS = {"socket_connect_timeout": 5.0, "socket_timeout": 10.0, "health_check_interval": 25}
@@ -29,6 +31,25 @@ def redis_bytes() -> Redis:
     """The client of this process for what need not be text."""
     config = settings()
     return connect(config.redis_url, config.redis_sentinel_master, text=False)
+
+
+def memory() -> tuple[int | None, int | None]:
+    """Return the bytes that Redis uses and may use: without `maxmemory`, those of its host.
+
+    None for what it does not tell: a managed one may refuse, or leave things out.
+    """
+    try:
+        told: Mapping[str, Any] = redis().info("memory")
+    except ResponseError:
+        told = {}
+    used, limit = told.get("used_memory"), told.get("maxmemory")
+    if limit == 0:
+        limit = told.get("total_system_memory")
+    return _size(used), _size(limit)
+
+
+def _size(told: object) -> int | None:
+    return told if isinstance(told, int) and told else None
 
 
 def connect(
