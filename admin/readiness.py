@@ -45,11 +45,12 @@ class Check:
         return asdict(self)
 
 
-def checks(*, canaries: bool = True) -> Iterator[Check]:
+def checks(*, canaries: bool = True, database: bool = True) -> Iterator[Check]:
     """Look at everything that work needs."""
     redis_answers = _redis()
     yield redis_answers
-    yield _database()
+    if database:
+        yield _database()
     if settings().broker_url != settings().redis_url:
         yield _broker()
     if canaries and redis_answers.ok:

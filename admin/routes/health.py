@@ -42,15 +42,15 @@ async def health() -> Answer:
     response_model=Readiness,
     responses=UNUSABLE | {503: {"model": Readiness, "description": "Something is not well."}},
 )
-async def ready(canaries: bool = True) -> Answer:
+async def ready(canaries: bool = True, database: bool = True) -> Answer:
     """Say whether work can be done: Redis, database and broker answer, and each queue is served.
 
     Redis has to take writes, too. A queue is served if a worker has come to one of its canaries,
     which beat sends each 30 s, within the last two minutes. For a load balancer in front of this
-    API, ask with `canaries=false`: webhooks are to be taken, too, while no worker runs. It names no
-    host, and needs no token.
+    API, ask with `canaries=false&database=false`: webhooks are to be taken, too, while no worker runs
+    and the database is away. It names no host, and needs no token.
     """
-    found = await watched(lambda: list(readiness.checks(canaries=canaries)))
+    found = await watched(lambda: list(readiness.checks(canaries=canaries, database=database)))
     checks = [check.row() for check in found]
     well = all(check["ok"] for check in checks)
     content = {"status": "ready" if well else "not ready", "checks": checks}

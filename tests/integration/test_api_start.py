@@ -73,6 +73,7 @@ def test_without_its_database_it_takes_webhooks_and_is_ready_when_that_comes(
     forget()
     with opened() as client:
         before = ready(client)
+        behind_a_balancer = client.get("/ready", params={"canaries": False, "database": False})
         event = client.post("/webhooks/bitrix", data=EVENT)
         news = client.post("/webhooks/kie/a-generation", json={"data": {"taskId": "t"}})
         eventually(lambda: len(told(caplog)) > 1)
@@ -82,6 +83,7 @@ def test_without_its_database_it_takes_webhooks_and_is_ready_when_that_comes(
 
     assert before.status_code == 503
     assert "DATABASE_URL" in before.json()["checks"][1]["detail"]
+    assert behind_a_balancer.status_code == 200
     assert event.status_code == 202
     assert redis_client.llen("bitrix") == 1
     assert (news.status_code, news.headers["retry-after"]) == (503, "5")
