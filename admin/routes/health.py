@@ -47,8 +47,8 @@ async def ready(canaries: bool = True, database: bool = True) -> Answer:
 
     Redis has to take writes, too. A queue is served if a worker has come to one of its canaries,
     which beat sends each 30 s, within the last two minutes. For a load balancer in front of this
-    API, ask with `canaries=false&database=false`: webhooks are to be taken, too, while no worker runs
-    and the database is away. It names no host, and needs no token.
+    API, ask with `canaries=false&database=false`: webhooks are to be taken, too, while no worker
+    runs and the database is away. It names no host, and needs no token.
     """
     found = await watched(lambda: list(readiness.checks(canaries=canaries, database=database)))
     checks = [check.row() for check in found]
