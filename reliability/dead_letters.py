@@ -294,7 +294,7 @@ class DeadLetters:
         """Settle the letter of a job that has ended well after it was sent again so many times.
 
         It is open where whoever sent the job has crashed before the mark, or has yet to make it.
-        False if it is settled.
+        False if that is known.
         """
         return self._changed("settle", message_id, "replayed", "", "", str(replays))
 

@@ -415,8 +415,9 @@ class Channel(stock.Channel):
         if self._courier is not None:
             self._courier.leave()
         if self.connection is not None and not self.is_closing:
-            at_work = [held for held in list(self._held.values()) if held.at_work]
-            self.orphans.update({held.run: None for held in at_work})
+            with self.orphans_lock:  # a job that ends meanwhile looks for itself there after this
+                at_work = [held for held in list(self._held.values()) if held.at_work]
+                self.orphans.update({held.run: None for held in at_work})
             self._spare_what_is_held()
         super().collect()
         self.answer()  # to whatever comes in place of what was lost

@@ -195,7 +195,8 @@ class Operation(Task):
         dead, headers = dead_letters().get(request.id), request.headers or {}
         if dead is None or dead.run < replays_of(headers):
             return False
-        return accepted_at(dead.headers) == accepted_at(headers)  # else it was sent anew
+        accepted = accepted_at(headers)  # by that it is known whether it was sent anew
+        return accepted is not None and accepted == accepted_at(dead.headers)
 
     def _refuse(self, holds: Iterable[Hold]) -> None:
         for hold in holds:

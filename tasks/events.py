@@ -1,4 +1,4 @@
-"""What a worker tells Flower of its jobs, without secrets."""
+"""What a worker tells Flower of the ends of its jobs, without secrets."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from typing import Any
 from celery import signals
 from celery.utils.time import maybe_iso8601
 from celery.worker.consumer import Consumer as CeleryConsumer
+from celery.worker.state import revoked
 
 from classifiers.errors import Cancelled, InvalidData, JobError, Permanent, PoisonPill
 from config.history import History
@@ -165,6 +166,7 @@ def on_revoked(
     error: Permanent = Cancelled(f"it was revoked{' while it ran' * terminated}", code=REVOKED)
     if expired:
         error = Permanent("the job expired before a worker came to it", code="expired")
+        revoked.discard(request.id)  # Celery puts it there, and would not run its replay
     bury(
         letter(
             request.id,

@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from celery.states import FAILURE, READY_STATES
+from celery.states import READY_STATES, SUCCESS
 from celery.worker.control import control_command
 from celery.worker.state import revoked
 
@@ -34,6 +34,7 @@ CHUNK = 25  # letters between two looks at whether the run goes on
 AHEAD = 5.0  # s of the upstream's budget that may be sent before their time: no thread idles
 SHUT = frozenset({"paused", "held", "open"})  # gates that let nothing through now
 UNHURRIED = 0.01  # s between jobs that call no upstream
+WELL = {SUCCESS, ""}  # what the result of a job says of a good end, if anything
 UNHEARD = 3600.0  # s; longer than any run of a job, and than what a queue usually takes
 
 
@@ -266,10 +267,10 @@ def look_after(run: str, told: Sent) -> None:
         if not send_again(dead, by=at(run).by, run=run):
             replays().drop(run, told.job)
         replays().heard(run, told.job)
-    elif (state := result_of(told.job)) or (dead is not None and dead.state == "discarded"):
-        replays().ended(run, told.job, UNKNOWN if state == FAILURE else "")
-    elif parking().get(told.job) is not None:
+    elif parking().get(told.job) is not None:  # revoked, it has a result before its end
         replays().heard(run, told.job)
+    elif (state := result_of(told.job)) or (dead is not None and dead.state == "discarded"):
+        replays().ended(run, told.job, "" if state in WELL else UNKNOWN)
     elif time.time() - told.heard_at > UNHEARD:
         replays().close(run, "stopped", f"nothing was heard of {told.job} for too long")
 

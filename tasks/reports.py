@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from celery import signals
 from opentelemetry.trace import format_trace_id
 
-from classifiers.errors import JobError, UserError, kinds
+from classifiers.errors import Cancelled, JobError, UserError, kinds
 from config.policies import Action, Decision, row_for
 from config.settings import settings
 from reliability.causes import fingerprint
@@ -109,12 +109,12 @@ def send_the_last(**_: Any) -> None:
 
 
 def report_letter(dead: Letter, error: BaseException | None, private: Any) -> None:
-    """Tell of a job that has died, unless its user can mend it. Raises nothing.
+    """Tell of a job that has died, unless that was meant or its user can mend it. Raises nothing.
 
     *private* is what of its payload nobody may see: all but its ids.
     """
     kind = KINDS.get(dead.error_type, JobError)
-    if settings().sentry_dsn is None or issubclass(kind, UserError):
+    if settings().sentry_dsn is None or issubclass(kind, UserError | Cancelled):
         return
     with unharmed(dead.message_id):
         tags = {

@@ -269,6 +269,17 @@ def test_a_revoked_job_is_a_dead_letter_and_its_replay_runs_all_the_same(
     assert office.result(job)["outcome"] == "created"
 
 
+def test_a_job_that_came_too_late_is_replayed_on_the_same_worker(office: System, order: str):
+    call = ("create_deal", {"order_id": order, "title": "Late"})
+    (job,) = office.send_all([call], expires="2020-01-01T00:00:00+00:00")
+    letter = office.letter(job)
+    office.operate("dlq", "replay", job)
+
+    assert letter.code == "expired"
+    assert office.result(job)["outcome"] == "created"
+    assert office.open_letters() == []
+
+
 def test_a_replay_of_a_job_that_took_effect_does_not_repeat_it(office: System, order: str):
     done = office.done("create_deal", order_id=order, title="Done")
     failure = refusal("crm.deal.update", "INVALID_ARG_VALUE", order, times=2)

@@ -850,12 +850,13 @@ def test_an_end_that_was_not_told_is_found_by_its_result(broker, monkeypatch):
     assert driven(run).ended == 1
 
 
-def test_a_death_that_only_its_result_tells_of_is_none_the_less_a_death(broker, monkeypatch):
+@pytest.mark.parametrize("state", ["FAILURE", "REVOKED"])
+def test_a_death_that_only_its_result_tells_of_is_none_the_less_a_death(broker, monkeypatch, state):
     """Its letter was lost, or is in the spool of a host that is down."""
     run = begun(many(2))
     driven(run)
     (message,) = taken(broker)
-    replay.app.backend.store_result(message["id"], ValueError(DOWN), "FAILURE")
+    replay.app.backend.store_result(message["id"], ValueError(DOWN), state)
     monkeypatch.setattr(replay, "SILENT", 0.0)
     now = driven(run)
 
@@ -915,12 +916,14 @@ def test_a_run_that_has_lost_its_driver_gets_another_one(broker):
         ({"accepted_at": 5.0}, False, False),
         ({"accepted_at": 5.0, "replays": 1}, True, False),
         ({"accepted_at": 6.0}, True, False),
+        ({}, True, False),
     ],
-    ids=["the run that died", "not come back", "a later run", "sent anew under its old id"],
+    ids=["the run that died", "not come back", "a later run", "sent anew", "sent past `delay()`"],
 )
 def test_a_job_that_comes_back_after_its_death_is_not_done_after_all(headers, redelivered, over):
     """Its worker was killed in the moment in which an acknowledgement is on its way."""
-    died(headers={"accepted_at": 5.0}, **body("upkeep.canary", queue="bitrix"))
+    before = {"accepted_at": 5.0} if headers else {}
+    died(headers=before, **body("upkeep.canary", queue="bitrix"))
     delivery = {"routing_key": "upkeep", "redelivered": redelivered}
     job = upkeep.canary
     job.push_request(id="j1", headers=headers, called_directly=False, delivery_info=delivery)

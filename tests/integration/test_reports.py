@@ -83,9 +83,10 @@ def letter(error_type: str, message: str = "no", **kwargs) -> Letter:
         ("PoisonPill", "fatal"),
         ("TimeLimitExceeded", "error"),
         *((kind.__name__, None) for kind in kinds(UserError)),
+        ("Cancelled", None),
     ],
 )
-def test_a_death_is_one_event_unless_its_user_can_mend_it(told, error_type, level):
+def test_a_death_is_one_event_unless_it_was_meant_or_its_user_can_mend_it(told, error_type, level):
     reports.report_letter(letter(error_type), None, [])
 
     assert [event["level"] for event in told()] == ([level] if level else [])
