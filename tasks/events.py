@@ -1,4 +1,4 @@
-"""What a worker tells Flower of the ends of its jobs, without secrets."""
+"""What a worker tells Flower of the failures of its jobs, without secrets."""
 
 from __future__ import annotations
 
@@ -14,4 +14,6 @@ class Request(request.Request):
 
     def send_event(self, type: str, **fields: Any) -> None:  # noqa: A002 - Celery's name
         """Tell it; an error that is not ours may say anything: an address, a header."""
-        super().send_event(type, **redaction().of(fields))
+        if "exception" in fields:  # the others are of our making, and of every job
+            fields = redaction().of(fields)
+        super().send_event(type, **fields)
