@@ -34,7 +34,6 @@ is told as `{"detail": "a sentence"}`. While Redis, the broker or the database i
 # whoever sends more need not be known to us to do so.
 LARGEST_BODY = 1_000_000
 
-
 # s that the door stays shut for the first try: a schema that is made anew takes less. A database
 # that is silent must not take longer, for Bitrix24 does not call twice.
 HEAD_START = 3.0

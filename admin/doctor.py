@@ -1,8 +1,8 @@
 """What is set up wrongly, does not answer or is left behind, and what to do about it.
 
 Nothing is changed, but for a key that says for a minute that Redis could be written, and no
-upstream is called: that is for `admin.upstreams`. Where one thing does
-not answer, what needs it is skipped, so that one cause is told once.
+upstream is called: that is for `admin.upstreams`. Where one thing does not answer, what needs it is
+skipped, so that one cause is told once.
 """
 
 from __future__ import annotations
@@ -186,7 +186,7 @@ def _doors() -> Iterator[Finding]:
 
 
 def folders() -> Iterator[Finding]:
-    """Whether there is a place on this disk for letters and videos; what is missing is made."""
+    """Whether there is a place on this disk for letters and videos: who needs a folder makes it."""
     config = settings()
     places = [("SPOOL_DIR", config.spool_dir, "a letter that Redis refuses is in the log alone")]
     if config.kie_api_key or config.telegram_bot_token:

@@ -34,6 +34,7 @@ from config.settings import settings
 from reliability import keys
 from reliability.connection import redis
 from reliability.counters import NONE, label
+from reliability.dead_letters import replays_of
 from reliability.scripts import script
 
 # What a closed gate says, and the answers that close one.
@@ -355,7 +356,7 @@ class Parking:
             since=since,
             due=due,
             attempts=sum((headers.get("spent") or {}).values()),
-            replays=replays if isinstance(replays := headers.get("replays"), int) else 0,
+            replays=replays_of(headers),
             history=headers.get("history") or [],
             payload_version=headers.get("payload_version", 1),
             trace_id=str(headers.get("root_id") or message_id),

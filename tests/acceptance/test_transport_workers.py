@@ -348,7 +348,7 @@ def test_control_commands_work_and_leave_nothing_behind(own_redis, tmp_path):
 
         control.cancel_consumer("q", **to)
         send(app, "unheard")
-        time.sleep(0.2)
+        time.sleep(0.2)  # what is waited for is that nobody takes it
         assert stack.queued() == 1
         control.add_consumer("q", **to)
         eventually(lambda: stack.ended("unheard"))

@@ -330,14 +330,20 @@ def test_an_upload_that_never_ends_is_given_up(upstream, clock):
     assert clock.now == 1000 + 60
 
 
-def test_an_answer_has_what_the_upload_has_left(upstream, clock):
-    class Trickle(httpx.SyncByteStream):
-        def __iter__(self):
-            while True:
-                clock.now += 10
-                yield b" "
+class Trickle(httpx.SyncByteStream):
+    """An answer that never ends, a byte each so many seconds."""
 
-    calls = upstream(lambda request: httpx.Response(200, stream=Trickle()))
+    def __init__(self, clock, seconds):
+        self.clock, self.seconds = clock, seconds
+
+    def __iter__(self):
+        while True:
+            self.clock.now += self.seconds
+            yield b" "
+
+
+def test_an_answer_has_what_the_upload_has_left(upstream, clock):
+    calls = upstream(lambda request: httpx.Response(200, stream=Trickle(clock, 10.0)))
     error = error_of(
         lambda: calls.call("POST", "x", safe=False, files={"f": ("n", Slow(clock, 4, 10.0), "t")})
     )
@@ -347,13 +353,7 @@ def test_an_answer_has_what_the_upload_has_left(upstream, clock):
 
 
 def test_what_a_person_asks_is_given_up_sooner(upstream, clock):
-    class Trickle(httpx.SyncByteStream):
-        def __iter__(self):
-            while True:
-                clock.now += 1
-                yield b" "
-
-    calls = upstream(lambda request: httpx.Response(200, stream=Trickle()))
+    calls = upstream(lambda request: httpx.Response(200, stream=Trickle(clock, 1.0)))
     error = error_of(lambda: calls.call("GET", "x", safe=True, within=4.0))
 
     assert type(error) is ServiceUnavailable
